@@ -37,7 +37,7 @@ _LABEL = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.+")
 
 
 @click.command(
-    short_help="The alert rules on a window; exit code 1 when one fires.",
+    short_help="Evaluate alert rules on a window; exit code 1 if one fires.",
     epilog=f"Alerts: {', '.join(rule.name for rule in RULES)}.",
 )
 @window_options
@@ -47,27 +47,26 @@ _LABEL = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.+")
     type=click.Path(path_type=Path),
     default=DaySettings.windows,
     show_default=True,
-    help="The folder of days whose newest is looked at without WINDOW.",
+    help="Folder of daily windows; without WINDOW, its newest day is checked.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON list on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON list.")
 def alerts(
     argument: str | None, window: str | None, windows: Path, as_json: bool, **given: object
 ) -> None:
-    """Evaluate the alert rules on the end of WINDOW; exit code 1 when one fires.
+    """Evaluate the alert rules on the end of WINDOW; exit code 1 if one fires.
 
-    WINDOW is a path, or a name; without it, the newest day that `report --from` keeps.
+    WINDOW is a path or a name; default: the newest day that `report --from` keeps.
 
-    Latency, KV cache, queue, failures and absence of data; with a target (--slo-ttft, --slo-itl)
-    how fast its error budget burns, whatever --over. Alerts on cost and headroom need a threshold:
-    --above cost=2 (USD per million output tokens), cost-growth=1.1 (against the period before, at
-    the same load and mix), idle-cost=50 (USD per day); --below headroom=0.2, days-left=30. A
-    figure that is not known is shown as unknown, and never taken for 0.
+    Rules cover latency, KV cache, queue, failures and missing data; with a target (--slo-ttft,
+    --slo-itl) also the burn rate of its error budget, over its own periods. Alerts on cost and
+    headroom need a threshold: --above cost=2 (USD per million output tokens), cost-growth=1.1
+    (relative to the period before, at the same load and mix), idle-cost=50 (USD per day); --below
+    headroom=0.2, days-left=30. An unknown figure is shown as unknown, never taken for 0.
 
-    With --alertmanager, an alert that fires is told there, and one that is quiet is resolved; a
-    figure that is not known changes nothing. Credentials come from ALERTMANAGER_USER and
-    ALERTMANAGER_PASSWORD, or ALERTMANAGER_TOKEN. With --notify, people are told by apprise (mail,
-    Slack, Teams, PagerDuty, …) when an alert fires and when it is over. Exit code 3 where somebody
-    cannot be told.
+    With --alertmanager, firing alerts are sent there and quiet ones resolved; an unknown figure
+    changes nothing. Credentials come from ALERTMANAGER_USER and ALERTMANAGER_PASSWORD, or
+    ALERTMANAGER_TOKEN. With --notify, apprise notifies people (mail, Slack, Teams, PagerDuty, …)
+    when an alert fires and when it is resolved. Exit code 3 if a notification fails.
     """
     from vllm_capacity.live.days import newest_day
     from vllm_capacity.live.running import open_recorded  # polars, duckdb: not for --help

@@ -16,18 +16,18 @@ from vllm_capacity.cli.options.analysis import (
 from vllm_capacity.timerange import named_range
 
 
-@click.command(short_help="What changed from window A to B, and whether it is noise.")
+@click.command(short_help="Show what changed from window A to B, beyond noise.")
 @click.argument("a")
 @click.argument("b")
 @click.option(
     "--usd-per-hour-b",
     type=float,
     callback=bounded,
-    help="Price of one GPU for an hour in B, where it is another than in A.",
+    help="Price per GPU-hour in B, if it differs from A's.",
 )
 @price_options
 @click.option(
-    "--exact", is_flag=True, help="Read every scrape of a range over six hours, too: slower."
+    "--exact", is_flag=True, help="Read every scrape even for ranges over six hours (slower)."
 )
 @json_options
 def compare(
@@ -38,13 +38,13 @@ def compare(
     schema_version: str,
     **given: Any,  # noqa: ANN401  as click hands them over
 ) -> None:
-    """What changed from window A to window B, at the same load and mix, by more than noise.
+    """Show what changed from window A to window B, at the same load and mix, beyond noise.
 
-    A and B are names or paths, each with a time range of its own if wanted: NAME@START..END
-    (either end may be left out). Did the upgrade pay? Compare the day before with the day after.
+    A and B are names or paths, optionally with a time range: NAME@START..END (either end may be
+    omitted). Did the upgrade pay? Compare the day before with the day after.
 
-    A change is "changed" where its 99 % interval leaves out none; of all figures together, at most
-    one comparison in twenty says so by chance.
+    A figure counts as changed if its 99 % interval excludes no change; over all figures, at most
+    one comparison in twenty reports a change by chance.
     """
     from vllm_capacity.comparison import compare as compared
 

@@ -14,11 +14,11 @@ from vllm_capacity.render.report.files import write_whole
 _SHELLS = ("bash", "zsh", "fish")
 
 
-@click.command(short_help="Complete verbs and options in bash, zsh or fish.")
+@click.command(short_help="Shell completion for bash, zsh or fish.")
 @click.argument("shell", type=click.Choice(_SHELLS))
-@click.option("--install", is_flag=True, help="Write it where the shell looks, for you alone.")
+@click.option("--install", is_flag=True, help="Install it for the current user.")
 def completion(shell: str, install: bool) -> None:
-    """Print the script that lets SHELL complete, or --install it."""
+    """Print the completion script for SHELL, or --install it."""
     variable = f"_{PROGRAM.replace('-', '_').upper()}_COMPLETE"
     kind = get_completion_class(shell)
     assert kind is not None, shell
@@ -32,10 +32,9 @@ def completion(shell: str, install: bool) -> None:
 
 
 _NEEDS = {
-    "bash": "A new shell reads it, where the package bash-completion is installed.",
-    "zsh": "A new shell reads it, where ~/.zshrc has: fpath+=~/.zfunc; autoload -Uz compinit; "
-    "compinit",
-    "fish": "A new shell reads it.",
+    "bash": "New shells load it if the package bash-completion is installed.",
+    "zsh": "New shells load it if ~/.zshrc has: fpath+=~/.zfunc; autoload -Uz compinit; compinit",
+    "fish": "New shells load it.",
 }
 
 

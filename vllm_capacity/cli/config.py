@@ -35,15 +35,15 @@ class _Found:
     where: str
 
 
-@click.command(short_help="Write vllm-capacity.toml from what is found here.")
+@click.command(short_help="Write vllm-capacity.toml with settings detected here.")
 @setting_options(*SECTIONS.values())
 @click.pass_obj
 def init(path: Path, /, **given: Any) -> None:  # noqa: ANN401  values of many types, by their names
-    """Write a settings file, vllm-capacity.toml, from the options and from what is found here.
+    """Write a settings file, vllm-capacity.toml, from the options and what is detected here.
 
-    Found are a Parseable or Prometheus (PARSEABLE_URL and PARSEABLE_STREAM, PROMETHEUS_URL, or a
+    Detected are a Parseable or Prometheus (PARSEABLE_URL and PARSEABLE_STREAM, PROMETHEUS_URL, or a
     Prometheus at port 9090 of this machine), fleet.csv or fleet.yaml, and the time zone. All other
-    keys are in the file, too, commented out, each with what it is. Passwords never are: they come
+    keys are in the file as comments, with a description. Passwords are never written: they come
     from the environment or a --profile.
     """
     if path.exists():
@@ -53,22 +53,21 @@ def init(path: Path, /, **given: Any) -> None:  # noqa: ANN401  values of many t
     for name, one in found.items():
         shown = f"{len(one.value)} of them" if isinstance(one.value, tuple) else one.value
         click.echo(f"{name}: {shown} ({one.where})")
-    click.echo(f"{path} is written; check it with: vllm-capacity config check")
+    click.echo(f"{path} was written; check it with: vllm-capacity config check")
     read_settings_file(path, deep=True).require_sound()
 
 
 @click.group(short_help="Check the settings file.")
 def config() -> None:
-    """The settings file: vllm-capacity.toml here, or --settings FILE before the verb."""
+    """The settings file: vllm-capacity.toml here, or --settings FILE before the command."""
 
 
-@config.command(short_help="What is wrong in the settings file, with line numbers.")
+@config.command(short_help="Report errors in the settings file, with line numbers.")
 @click.pass_obj
 def check(path: Path) -> None:
-    """Say what is wrong in the settings file, each with its line; exit code 2 where anything is.
+    """Report errors in the settings file, with line numbers; exit code 2 if there are any.
 
-    Prices, time zones, mapping files and addresses are looked up, too; nothing is asked over the
-    network.
+    Prices, time zones, mapping files and addresses are checked, too, without network access.
     """
     if not path.is_file():
         raise InputError(f"There is no {path}. `vllm-capacity init` writes one.")
@@ -86,7 +85,7 @@ def settings_text(values: Mapping[str, object]) -> str:
 
 
 def _lines(values: Mapping[str, object]) -> Iterator[str]:
-    yield f"# {FILE_NAME}: settings of vllm-capacity. An option on the command line wins over them."
+    yield f"# {FILE_NAME}: settings of vllm-capacity. Command-line options override them."
     for table, section in SECTIONS.items():
         about = (section.__doc__ or "").splitlines()[0].removeprefix(f"[{table}]: ")
         yield from ("", f"[{table}]  # {about}")
@@ -136,12 +135,12 @@ def _source(environment: Mapping[str, str]) -> dict[str, _Found]:
         stream = environment.get("PARSEABLE_STREAM", "vllm_metrics")
         return {
             "origin": _Found(_without_secret(url), "PARSEABLE_URL"),
-            "stream": _Found(stream, "PARSEABLE_STREAM, or the usual one"),
+            "stream": _Found(stream, "PARSEABLE_STREAM, or the default"),
         }
     if url := environment.get("PROMETHEUS_URL"):
         return {"origin": _Found(_without_secret(url), "PROMETHEUS_URL")}
     if is_prometheus(_PROMETHEUS):
-        return {"origin": _Found(_PROMETHEUS, "answers here")}
+        return {"origin": _Found(_PROMETHEUS, "responds on this machine")}
     return {}
 
 

@@ -38,41 +38,44 @@ _HOST = re.compile(r"[\w.-]+|\[[0-9a-fA-F:.]+\]")
 _MARKS = {"ok": "ok     ", "broken": "BROKEN ", "unknown": "unknown"}
 
 
-@click.command(short_help="The first broken link from vLLM to a window, and its remedy.")
+@click.command(short_help="Find the first broken link from vLLM to a window, and its fix.")
 @click.option(
     "--vllm",
     multiple=True,
     default=("http://127.0.0.1:8000/metrics",),
     show_default=True,
-    help="A server's /metrics; once for each replica.",
+    help="URL of vLLM's /metrics; repeat for each replica.",
 )
-@click.option("--proxy", help="The proxy's address, HOST:PORT or a URL, if there is one.")
+@click.option("--proxy", help="Address of the proxy, if any: HOST:PORT or a URL.")
 @click.option(
     "--collector",
     default="127.0.0.1",
     show_default=True,
-    help="The Collector's host; `none` leaves it out.",
+    help="The Collector's host; `none` to skip it.",
 )
 @click.option(
     "--collector-metrics-port",
     default=8888,
     show_default=True,
-    help="Where it tells its own metrics.",
+    help="Port of the Collector's own metrics.",
 )
 @click.option(
-    "--collector-health-port", default=13133, show_default=True, help="Where it says it is well."
+    "--collector-health-port",
+    default=13133,
+    show_default=True,
+    help="Port of the Collector's health check.",
 )
 @click.option(
     "--collector-config",
     type=FILE,
     default=Path("otel-config.yaml"),
     show_default=True,
-    help="Its configuration, read if it is there.",
+    help="The Collector's configuration, read if it exists.",
 )
 @click.option(
     "--parseable",
     envvar="PARSEABLE_URL",
-    help="Its URL (or PARSEABLE_URL, or the profile's); `none` leaves it out.",
+    help="Parseable's URL (or PARSEABLE_URL, or the profile's); `none` to skip it.",
 )
 @click.option(
     "--stream",
@@ -87,23 +90,23 @@ _MARKS = {"ok": "ok     ", "broken": "BROKEN ", "unknown": "unknown"}
     type=click.Path(path_type=Path),
     default=Path("secrets"),
     show_default=True,
-    help="Folder that `stack init` wrote.",
+    help="Folder with the secrets that `stack init` wrote.",
 )
-@click.option("--profile", type=FILE, help="The reader's settings file.")
-@click.option("--window", help="A window to look at, too.")
+@click.option("--profile", type=FILE, help="File with the reader's credentials.")
+@click.option("--window", help="Also check this window.")
 @click.option(
     "--usd-per-hour",
     type=float,
     callback=bounded,
-    help="Price of one GPU for an hour, for its cost.",
+    help="Price per GPU-hour, for the window's cost.",
 )
 @click.option(
     "--wait",
     type=click.FloatRange(min=0),
     callback=bounded,
-    help="Seconds between two looks; as a rule longer than the Collector's scrapes and exports.",
+    help="Seconds between two readings; longer than the Collector's scrape and export intervals.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON list on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON list.")
 def doctor(
     vllm: tuple[str, ...],
     proxy: str | None,
@@ -120,9 +123,9 @@ def doctor(
     wait: float | None,
     as_json: bool,
 ) -> None:
-    """Walk vLLM → Collector → Parseable → window; name the first broken link and its remedy.
+    """Check vLLM → Collector → Parseable → window, and name the first broken link and its fix.
 
-    Exit code 1 when one is broken. Parseable's streams are looked at with the reader's credentials:
+    Exit code 1 if one is broken. Parseable's streams are read with the reader's credentials:
     PARSEABLE_USER and PARSEABLE_PASSWORD, or the profile that `stack init` wrote.
     """
     settings = _settings(profile, secrets)
@@ -184,7 +187,7 @@ def _report(findings: list[CheckResult], broken: CheckResult | None) -> str:
         for each in findings
     ]
     if broken is None:
-        return "".join([*lines, "\n", "No link that was looked at is broken.\n"])
+        return "".join([*lines, "\n", "No broken link was found.\n"])
     remedy = [
         wrapped(f"First broken link: {broken.link} ({broken.check})", width),
         wrapped(f"  found:  {broken.found}", width, indent=10),
@@ -199,8 +202,8 @@ def _collector_url(host: str, port: int, path: str) -> str | None:
         return None
     if not _HOST.fullmatch(host):
         raise InputError(
-            f"The Collector's host {without_credentials(host)!r} is none: give its name or address "
-            "alone, such as 127.0.0.1; its ports have options of their own."
+            f"{without_credentials(host)!r} is not a host: give only the Collector's name or "
+            "address, such as 127.0.0.1; its ports have their own options."
         )
     return checked_url(f"http://{host}:{port}{path}")
 

@@ -22,17 +22,17 @@ FORMATS = (
 )
 
 
-@click.command(short_help="WINDOW or REPORTS as CSV, Parquet, FOCUS, Prometheus, LiteLLM.")
+@click.command(short_help="Export WINDOW or REPORTS as CSV, Parquet, FOCUS and others.")
 @click.argument("argument", metavar="[WINDOW|REPORTS]", required=False)
 @click.option("--window", help="The window, if not given as WINDOW.")
 @click.option("--to", required=True, type=click.Choice(FORMATS), help="The format.")
 @click.option(
-    "--out", type=FILE, callback=local_path, help="File to write, whole; standard output without."
+    "--out", type=FILE, callback=local_path, help="File to write; default: standard output."
 )
 @click.option(
     "--currency",
     metavar="CODE=RATE@DAY",
-    help="Another currency than USD: what a dollar was worth, and when (EUR=0.92@2026-11-28).",
+    help="Currency instead of USD, with its dated rate per dollar (EUR=0.92@2026-11-28).",
 )
 @assumption_options
 def export(
@@ -43,7 +43,7 @@ def export(
     currency: str | None,
     **given: object,
 ) -> None:
-    """Write the figures of WINDOW (a path, or a name) or REPORTS (a folder) for another tool.
+    """Write the figures of WINDOW (a path or a name) or REPORTS (a folder) for another tool.
 
     \b
     csv, parquet, json  every figure, of the fleet and of each model and engine
@@ -52,14 +52,15 @@ def export(
     prometheus          a textfile for node_exporter: cost, utilization, capacity
     litellm             prices per token, so that LiteLLM does not count $0
 
-    Of REPORTS, the pages that nights left, csv, parquet, json and focus have every night once, the
-    others the newest, from what the pages keep: nothing is pulled, and prices are those reported.
+    Of REPORTS, the pages of a nightly run, csv, parquet, json and focus contain every night, the
+    other formats the newest. Everything comes from the pages: nothing is pulled, and prices are as
+    reported.
 
-    What is not known stays empty, never 0; a bound is called "at least" or "at most".
+    Unknown values are empty, never 0; bounds are marked "at least" or "at most".
     """  # noqa: D301  click's mark for a paragraph that is not to be wrapped
     name = one_window(argument, window)
     if to == "parquet" and out is None:
-        raise InputError("Parquet is no text for a terminal; say where with --out FILE.parquet.")
+        raise InputError("Parquet is binary; give a file with --out FILE.parquet.")
     from vllm_capacity.render.exports.currency import USD, parse_currency
     from vllm_capacity.render.report.files import write_whole
 
@@ -86,9 +87,8 @@ def _of_reports(path: Path, to: str, money: Currency) -> str | bytes | None:
         return None
     if typed := _typed_options(("to", "out", "currency", "argument", "window")):
         raise InputError(
-            f"{path} holds reports, which keep the prices and times that they were made with: "
-            f"leave --{typed[0].replace('_', '-')} out. `vllm-capacity reprice PAGE` has one at "
-            "another price."
+            f"{path} holds reports, whose prices and times are fixed: remove "
+            f"--{typed[0].replace('_', '-')}. For another price: `vllm-capacity reprice PAGE`."
         )
     made, notes = export_reports(read_reports(path), to, money)
     for note in notes:

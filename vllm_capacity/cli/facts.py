@@ -18,21 +18,23 @@ _Verb = TypeVar("_Verb", bound=Callable[..., None])
 def _shown(verb: _Verb) -> _Verb:
     """Options that select rows and their format: the words, --full, --json."""
     words = click.argument("words", nargs=-1)
-    full = click.option("--full", is_flag=True, help="Every value of each row, with its source.")
+    full = click.option(
+        "--full", is_flag=True, help="Show every value of each row, with its source."
+    )
     as_json = click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
     return words(full(as_json(verb)))
 
 
-@click.command(short_help="The GPUs, models, prices and metrics known, and where from.")
+@click.command(short_help="List known GPUs, models, prices and metrics, with sources.")
 @click.argument("table", type=click.Choice(tuple(CATALOGS)), required=False)
 @_shown
 def facts(table: str | None, words: tuple[str, ...], full: bool, as_json: bool) -> None:
-    """List TABLE, or its rows that have all WORDS in them; one row is shown in full.
+    """List TABLE, or its rows that match all WORDS; a single match is shown in full.
 
     Your own rows come first, in files named gpu_specs.csv, llms.csv, gpu_prices.csv and
-    gpu_architectures.csv with the columns of data/README.md (those with a default may be left out).
-    They are in the folder of your settings (~/.config/vllm-capacity on Linux), in that of --facts,
-    or of VLLM_CAPACITY_FACTS: `vllm-capacity --facts FOLDER facts`.
+    gpu_architectures.csv with the columns of data/README.md (those with a default are optional).
+    The files are read from your settings folder (~/.config/vllm-capacity on Linux), or from the
+    folder in --facts or VLLM_CAPACITY_FACTS: `vllm-capacity --facts FOLDER facts`.
     """
     if table is None:
         click.echo(overview_text(own_tables(), width=columns()), nl=False)
@@ -63,10 +65,10 @@ def _listing(table: str, short_help: str) -> click.Command:
     def listing(words: tuple[str, ...], full: bool, as_json: bool) -> None:
         _show(table, words, full=full, as_json=as_json)
 
-    listing.help = f"List the {table} that have all WORDS in them; one is shown in full."
+    listing.help = f"List the {table} that match all WORDS; a single match is shown in full."
     return listing
 
 
-gpus = _listing("gpus", "The GPUs known.")
-models = _listing("models", "The models known.")
-prices = _listing("prices", "The prices known, each with its date and source.")
+gpus = _listing("gpus", "List known GPUs.")
+models = _listing("models", "List known models.")
+prices = _listing("prices", "List known prices, with dates and sources.")

@@ -19,18 +19,18 @@ from vllm_capacity.cli.options.settings import CostSettings, InvoiceSettings, se
 from vllm_capacity.record import SCHEMA_VERSION, plain
 
 _verify = click.option(
-    "--verify", is_flag=True, help="First check every byte of the window against its hashes."
+    "--verify", is_flag=True, help="First verify the window's files against their hashes."
 )
 
 
-@click.command(short_help="All figures and verdicts of a window, or of a part of it.")
+@click.command(short_help="Show all figures and verdicts of a window, or of part of it.")
 @window_options
 @assumption_options
 @_verify
 @click.option(
     "--by",
     "group",  # not the name in the settings, which is that of `cost`
-    help="Counts, use and cost of each model, instance, engine or label instead.",
+    help="Instead, show counts, usage and cost by model, instance, engine or label.",
 )
 @json_options
 def figures(
@@ -42,7 +42,7 @@ def figures(
     schema_version: str,
     **given: object,
 ) -> None:
-    """All figures and verdicts of WINDOW (a path, or a name), or of a part of it."""
+    """Show all figures and verdicts of WINDOW (a path or a name), or of part of it."""
     analysis = analysis_of(one_window(argument, window), given, verify=verify)
     if as_json:
         groups = {**plain(analysis.by(group)), "schema_version": SCHEMA_VERSION} if group else None
@@ -71,10 +71,10 @@ def cost(
     schema_version: str,
     **given: object,
 ) -> None:
-    """The bill of WINDOW shared out; the parts add up to the whole.
+    """Divide the bill of WINDOW by engine, instance, model or label; the parts add up to it.
 
-    With --invoice, what the cloud charged for that time, and what the difference comes from: hours,
-    the price, or time that no charge covers.
+    With --invoice, also show what the cloud charged for that time and explain the difference: by
+    hours, price, or time without a charge.
     """
     analysis = analysis_of(one_window(argument, window), given, verify=verify)
     found = None

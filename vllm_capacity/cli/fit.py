@@ -24,50 +24,59 @@ _TOKENS = click.IntRange(1, 10**7)
 _DEFAULT = Workload()
 
 
-@click.command(short_help="The capacity that a table of loads shows, or lets extrapolate.")
+@click.command(short_help="Estimate capacity from load tests, measured or extrapolated.")
 @click.argument("points", type=FILE, nargs=-1, required=True)
 @click.option(
     "--at",
     "at",
     type=float,
     multiple=True,
-    help="Also the throughput and latency at this concurrency; repeat it for more.",
+    help="Also estimate throughput and latency at this concurrency; repeatable.",
 )
-@click.option("--next", "is_next", is_flag=True, help="Also the next loads to test, and how.")
+@click.option(
+    "--next",
+    "is_next",
+    is_flag=True,
+    help="Also suggest the next loads to test, with the commands.",
+)
 @click.option(
     "--most-clients",
     type=click.FloatRange(1),
     default=None,
-    help="With --next: the most clients that may be tried.",
+    help="With --next: maximum number of clients to test.",
 )
 @click.option(
     "--max-num-seqs",
     type=click.FloatRange(1),
     default=None,
-    help="The most requests that the server runs at once, where the table does not tell.",
+    help="The server's max_num_seqs, if the table does not have it.",
 )
 @click.option(
     "--tool",
     type=click.Choice(TOOLS),
     default=TOOLS[0],
     show_default=True,
-    help="With --next: the tool to test with.",
+    help="With --next: load-test tool.",
 )
-@click.option("--model", default=_DEFAULT.model, show_default=True, help="With --next: its name.")
-@click.option("--url", default=_DEFAULT.url, show_default=True, help="With --next: the server.")
+@click.option(
+    "--model", default=_DEFAULT.model, show_default=True, help="With --next: the model's name."
+)
+@click.option(
+    "--url", default=_DEFAULT.url, show_default=True, help="With --next: the server's URL."
+)
 @click.option(
     "--input-tokens",
     type=_TOKENS,
     default=_DEFAULT.input_tokens,
     show_default=True,
-    help="With --next: tokens of a prompt.",
+    help="With --next: prompt tokens per request.",
 )
 @click.option(
     "--output-tokens",
     type=_TOKENS,
     default=_DEFAULT.output_tokens,
     show_default=True,
-    help="With --next: tokens of an output.",
+    help="With --next: output tokens per request.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the saturation object as JSON.")
 def fit(
@@ -80,10 +89,10 @@ def fit(
     as_json: bool,
     **workload: Any,  # noqa: ANN401
 ) -> None:
-    """Fit POINTS, a table of loads, and print the capacity it shows, or lets extrapolate.
+    """Fit POINTS, a table of loads, and print the measured or extrapolated capacity.
 
     POINTS is a CSV, or JSON results of guidellm, `vllm bench serve`, `vllm bench sweep`, aiperf or
-    inference-perf, or a folder of them; several are one table.
+    inference-perf, or a folder of them; several files are combined into one table.
 
     Columns: running_requests (or clients) and output_tokens_per_second; used if there:
     kv_cache_ratio, waiting_requests, requests_per_second, offered_requests_per_second,
@@ -113,7 +122,7 @@ def _with_limit(loads: pl.DataFrame, max_num_seqs: float | None) -> pl.DataFrame
     if max_num_seqs is None:
         return loads
     if "max_num_seqs" in loads.columns and loads["max_num_seqs"].is_not_null().any():
-        raise InputError("The loads tell their max_num_seqs; leave --max-num-seqs out.")
+        raise InputError("The loads already have max_num_seqs; remove --max-num-seqs.")
     return loads.with_columns(max_num_seqs=pl.lit(max_num_seqs))
 
 

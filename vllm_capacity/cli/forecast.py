@@ -15,11 +15,11 @@ from vllm_capacity.timerange import parse_duration_seconds
 from vllm_capacity.verdicts.demand.forecast import Forecast, forecast_demand
 
 
-@click.command(short_help="The demand ahead, from a CSV of the demand so far.")
+@click.command(short_help="Forecast demand from a CSV of past demand.")
 @click.argument("series", type=FILE, metavar="SERIES.csv")
-@click.option("--column", required=True, help="The column of counts, such as requests.")
-@click.option("--step", default="1h", show_default=True, help="Grain of the answer.")
-@click.option("--horizon", default="24h", show_default=True, help="How far ahead.")
+@click.option("--column", required=True, help="Column of counts, such as requests.")
+@click.option("--step", default="1h", show_default=True, help="Time step of the forecast.")
+@click.option("--horizon", default="24h", show_default=True, help="How far ahead to forecast.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def forecast(series: Path, column: str, step: str, horizon: str, as_json: bool) -> None:
     """Forecast the demand in SERIES.csv (ts_seconds or ts, and --column) with measured intervals.

@@ -16,14 +16,16 @@ from vllm_capacity.render.terminal import model_text
 from vllm_capacity.verdicts.hardware.serving import users_that_fit
 
 
-@click.command(short_help="What a model takes in memory, and how many users fit.")
+@click.command(short_help="Show the memory a model needs, and how many users fit.")
 @click.argument("name")
 @click.option("--dtype", default="auto", help="Weight type; auto: as published.")
 @click.option("--kv-dtype", default="auto", help="KV cache type: auto (16 bits) or fp8.")
-@click.option("--gpu", default=None, help="gpu-form_factor, or gpu-any, to count users on.")
-@click.option("--gpus", type=int, default=1, show_default=True, help="GPUs of one replica.")
 @click.option(
-    "--tokens", type=click.IntRange(1, 10**12), default=None, help="Tokens of context a user holds."
+    "--gpu", default=None, help="GPU for the number of users: gpu-form_factor, or gpu-any."
+)
+@click.option("--gpus", type=int, default=1, show_default=True, help="GPUs per replica.")
+@click.option(
+    "--tokens", type=click.IntRange(1, 10**12), default=None, help="Context tokens per user."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def model(
@@ -35,7 +37,7 @@ def model(
     tokens: int | None,
     as_json: bool,
 ) -> None:
-    """Bytes of weights and of KV cache of the model NAME, and how many users fit on a GPU."""
+    """Show the memory for weights and KV cache of model NAME, and how many users fit."""
     llm = find_llm(name)
     chosen = llm.weights_dtype if dtype == "auto" else weight_dtype(dtype)
     if gpus < 1:

@@ -14,25 +14,25 @@ from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate, Kind
 
 _OUT = click.option(
-    "--out", type=FILE, callback=local_path, help="File to write, whole; standard output without."
+    "--out", type=FILE, callback=local_path, help="File to write; default: standard output."
 )
 _PRICE = click.option(
-    "--usd-per-hour", type=float, callback=bounded, help="USD per GPU-hour, for figures of cost."
+    "--usd-per-hour", type=float, callback=bounded, help="USD per GPU-hour, for cost figures."
 )
 _GPUS = click.option(
-    "--gpus-per-engine", type=float, default=1.0, callback=bounded, help="GPUs of an engine."
+    "--gpus-per-engine", type=float, default=1.0, callback=bounded, help="GPUs per engine."
 )
 
 
-@click.command(short_help="Recording and alerting rules for Prometheus.")
+@click.command(short_help="Print recording and alerting rules for Prometheus.")
 @click.option(
-    "--above", multiple=True, metavar="ALERT=NUMBER", help="Another threshold; may be given again."
+    "--above", multiple=True, metavar="ALERT=NUMBER", help="Change a rule's threshold; repeatable."
 )
 @click.option(
     "--below",
     multiple=True,
     metavar="ALERT=NUMBER",
-    help="The threshold of headroom; may be given again.",
+    help="Change the threshold of headroom; repeatable.",
 )
 @setting_options(Slo)
 @click.option(
@@ -40,10 +40,10 @@ _GPUS = click.option(
     "capacities",
     multiple=True,
     metavar="[MODEL=]TOKENS_PER_SECOND",
-    help="Output tokens/s of one engine, for headroom and idle cost: 298, or '288 to 308'; may be "
-    "given again, for each model.",
+    help="Output tokens/s of one engine, for headroom and idle cost: 298, or '288 to 308'; "
+    "repeatable, one per model.",
 )
-@click.option("--window", help="The capacities of each model as this window tells them.")
+@click.option("--window", help="Take each model's capacity from this window.")
 @_PRICE
 @_GPUS
 @_OUT
@@ -59,11 +59,11 @@ def rules(
 ) -> None:
     """Print rules for Prometheus: vLLM's figures by target and model, and alerts on them.
 
-    Alerts are those of `vllm-capacity alerts` that a query can tell, with the same --above; with
-    --slo-ttft and --slo-itl also p95 above its target, and how fast its error budget burns. With
-    --capacity (what `figures` says of one engine, with its interval) also --below headroom=0.2 and
-    --above idle-cost=50: they fire where they are sure. Where models differ, --capacity MODEL=298
-    for each, or --window for what a window says of all. Check the file with `promtool check rules`.
+    Alerts are those of `vllm-capacity alerts` that a query can evaluate, with the same --above;
+    with --slo-ttft and --slo-itl also p95 above its target, and the burn rate of its error budget.
+    With --capacity (one engine's, with its interval, from `figures`) also --below headroom=0.2 and
+    --above idle-cost=50, which fire only if certain. If models differ, give --capacity MODEL=298
+    for each, or --window to take them from a window. Check the file with `promtool check rules`.
     """
     from vllm_capacity.cli.alerts import changed_rules
     from vllm_capacity.render.exports.monitoring import rules_yaml
@@ -79,12 +79,12 @@ def rules(
     _put(text, out)
 
 
-@click.command(short_help="A Grafana dashboard of vLLM's capacity and cost.")
+@click.command(short_help="Print a Grafana dashboard of vLLM's capacity and cost.")
 @_PRICE
 @_GPUS
 @_OUT
 def dashboard(usd_per_hour: float | None, gpus_per_engine: float, out: Path | None) -> None:
-    """Print a dashboard (JSON) to import into Grafana; it asks a Prometheus that scrapes vLLM."""
+    """Print a dashboard (JSON) to import into Grafana; it queries a Prometheus with vLLM."""
     from vllm_capacity.render.exports.monitoring import dashboard_json
 
     _check_price(usd_per_hour, gpus_per_engine)

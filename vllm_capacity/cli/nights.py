@@ -50,7 +50,7 @@ class Night:
     ) -> Night:
         """The nightly run of these settings; InputError for an invalid duration or no origin."""
         if source.origin is None:
-            raise InputError("Say where to pull days --from: a URL, a folder, or s3://….")
+            raise InputError("Give the source of the days with --from: a URL, a folder, or s3://….")
         late = _duration(days.late)
         reach = Reach(
             last=_duration(days.last),
@@ -145,7 +145,7 @@ def night(
         for day in store.unreported():
             inputs = order.inputs(store, day)
             wanted = replace(order.page, parameters=order.parameters(store, day, inputs))
-            lines = [f"{day}: {each}: the page comes without it." for each in inputs.missing]
+            lines = [f"{day}: {each}: the report is made without it." for each in inputs.missing]
             done = replace(done, notes=(*done.notes, *lines))
             try:
                 pages.append(write_report(wanted, made_at=now, cache=cache, progress=progress))

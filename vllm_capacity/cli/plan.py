@@ -15,14 +15,14 @@ from vllm_capacity.cli.options.analysis import (
 )
 
 
-@click.command(short_help="GPUs, replicas and cost per month for a window's load.")
+@click.command(short_help="Plan GPUs, replicas and cost per month for a window's load.")
 @window_options
-@click.option("--gpus", "to_gpus", help="GPUs to compare, by commas; else all that are known.")
+@click.option("--gpus", "to_gpus", help="GPUs to compare, comma-separated; default: all known.")
 @click.option(
     "--demand",
     type=float,
     callback=bounded,
-    help="Requests per second; default: the p95 that was seen.",
+    help="Requests per second; default: the observed p95.",
 )
 @click.option(
     "--headroom",
@@ -30,14 +30,14 @@ from vllm_capacity.cli.options.analysis import (
     callback=bounded,
     default=0.2,
     show_default=True,
-    help="Kept free, 0..1.",
+    help="Share of capacity to keep free, 0..1.",
 )
 @click.option(
     "--spares",
     type=click.IntRange(0, 1_000_000),  # same as verdicts.sizing, which --help must not import
     default=1,
     show_default=True,
-    help="Replicas that may fail.",
+    help="Spare replicas, which may fail.",
 )
 @click.option(
     "--startup-seconds",
@@ -45,7 +45,7 @@ from vllm_capacity.cli.options.analysis import (
     default=300.0,
     callback=bounded,
     show_default=True,
-    help="How long a replica takes to start.",
+    help="Start-up time of a replica.",
 )
 @click.option(
     "--growth-per-hour",
@@ -53,7 +53,7 @@ from vllm_capacity.cli.options.analysis import (
     default=0.0,
     callback=bounded,
     show_default=True,
-    help="Fastest rise of demand per hour; 0.1 is 10 %.",
+    help="Fastest growth of demand per hour; 0.1 is 10 %.",
 )
 @assumption_options
 @json_options
@@ -70,9 +70,9 @@ def plan(
     schema_version: str,
     **given: object,
 ) -> None:
-    """Which GPUs, how many, and what they cost per month, for the traffic of WINDOW.
+    """Plan which GPUs, how many, and their cost per month, for the traffic of WINDOW.
 
-    WINDOW is a path, or a name.
+    WINDOW is a path or a name.
     """
     from vllm_capacity.plan import PlanRequest  # polars, duckdb and all: not for --help
     from vllm_capacity.plan import plan as plan_of

@@ -43,10 +43,10 @@ from vllm_capacity.live.proxy import ProxyServer, Upstream
     default=10.0,
     callback=bounded,
     show_default=True,
-    help="Seconds that the upstream's whole answer may take.",
+    help="Timeout for the upstream's whole answer, seconds.",
 )
 def proxy(upstream: str, listen: str, ca: Path | None, patience: float) -> None:
-    """Serve vLLM's metrics with `_` for `:`, types kept, for what cannot take a colon.
+    """Serve vLLM's metrics with `_` for `:`, types kept, for tools that cannot read colons.
 
     The Collector, Parseable and Prometheus need no proxy. /metrics, /health, /proxy/metrics.
     Credentials for vLLM's /metrics come from VLLM_METRICS_USER and VLLM_METRICS_PASSWORD, or

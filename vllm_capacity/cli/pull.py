@@ -21,10 +21,10 @@ from vllm_capacity.sources.answers import Step
 from vllm_capacity.timerange import TimeRange, last, parse_duration_seconds, parse_instant
 
 
-@click.command(short_help="Telemetry out of Parseable or Prometheus into a window.")
+@click.command(short_help="Pull telemetry from Parseable or Prometheus into a window.")
 @setting_options(SourceSettings)
-@click.option("--start", help="First sample time, ISO 8601 (UTC unless it says otherwise).")
-@click.option("--end", help="Sample time to stop before.")
+@click.option("--start", help="Start time, ISO 8601 (UTC if it has no offset).")
+@click.option("--end", help="End time, exclusive.")
 @click.option("--last", "duration", help="Instead of --start and --end: the last 24h, 90m, 7d.")
 @click.option(
     "--to",
@@ -32,9 +32,14 @@ from vllm_capacity.timerange import TimeRange, last, parse_duration_seconds, par
     required=True,
     type=click.Path(path_type=Path),
     callback=local_path,
-    help="The window.",
+    help="Window to write.",
 )
-@click.option("--late", default="2h", show_default=True, help="How late samples may have arrived.")
+@click.option(
+    "--late",
+    default="2h",
+    show_default=True,
+    help="How late samples may have arrived in the store.",
+)
 def pull(
     start: str | None,
     end: str | None,
@@ -48,8 +53,8 @@ def pull(
     From a Parseable server or its files (with --stream), or a Prometheus (without). Credentials
     come from PARSEABLE_USER and PARSEABLE_PASSWORD, or PARSEABLE_API_KEY, or a profile (for
     Prometheus, if it wants any, from PROMETHEUS_USER and PROMETHEUS_PASSWORD, or PROMETHEUS_TOKEN);
-    never from the command line. From 3 h on a server is asked for states a minute of what is
-    counted (--thinned), unless --full.
+    never from the command line. From 3 h on, a server is asked for one state per minute of each
+    counter (--thinned), unless --full.
     """
     now = datetime.now(UTC)
     source = taken(SourceSettings, given)

@@ -47,7 +47,7 @@ from vllm_capacity.render.report.write import (
 from vllm_capacity.resources import shipped
 
 
-@click.command(short_help="HTML pages of a window, or of each day of a source.")
+@click.command(short_help="Write HTML reports of a window, or of each day of a source.")
 @window_options
 @setting_options(SourceSettings, DaySettings)
 @range_options
@@ -58,10 +58,10 @@ from vllm_capacity.resources import shipped
     "pairs",
     multiple=True,
     metavar="NAME=VALUE",
-    help="A parameter of the notebook; may be given again.",
+    help="A parameter of the notebook; repeatable.",
 )
 @click.option(
-    "--examples", is_flag=True, help="The pages of the example windows, with their own parameters."
+    "--examples", is_flag=True, help="Report the example windows, with their own parameters."
 )
 def report(
     argument: str | None,
@@ -70,20 +70,20 @@ def report(
     examples: bool,
     **given: Any,  # noqa: ANN401  values of many types, by the names of settings
 ) -> None:
-    """Run a notebook on a window and write one HTML page, and an index over the folder's pages.
+    """Run a notebook on a window and write an HTML page, and an index of the folder's pages.
 
-    The page needs no network and no server. Nothing is written where anything fails. Printed, by
-    --pdf or from a browser, it is the answer and its charts. With --against, it says what changed
-    since another window, at the same load and mix, and what may be the reason.
+    The page needs no network and no server. If anything fails, nothing is written. Printed, with
+    --pdf or from a browser, it contains the answer and its charts. With --against, it shows what
+    changed since another window, at the same load and mix, and possible reasons.
 
     With --from, or a source in the settings file and no WINDOW: a page for each day, for cron. Days
-    that a run missed are caught up, days into which samples came late are made anew, and of two
-    runs at once the second ends with exit code 3. Exit code 2: a day had no data; 3: the source
-    does not answer. The next run tries again.
+    that a run missed are added, days with late samples are made again, and of two runs at once the
+    second ends with exit code 3. Exit code 2: a day had no data; 3: the source does not answer. The
+    next run tries again.
     """
     page = taken(PageSettings, given)
     if examples and (argument or window or pairs or any(map(_is_typed, ("notebook", "zone")))):
-        raise InputError("--examples names its own windows and parameters; leave the others out.")
+        raise InputError("--examples has its own windows and parameters; remove the others.")
     browser = find_browser() if page.has_pdf else None
     if examples:
         for parameters in EXAMPLES:
@@ -141,7 +141,7 @@ def _has_source(given: Mapping[str, Any], *, is_named: bool) -> bool:
     if typed and is_named:
         raise InputError("Give a window, or --from and --last for days of a source, not both.")
     if typed and given["origin"] is None:
-        raise InputError(f"--{typed[0]} is of days that are pulled: say --from where.")
+        raise InputError(f"--{typed[0]} applies to days that are pulled: add --from SOURCE.")
     return given["origin"] is not None and not is_named
 
 
@@ -178,7 +178,7 @@ def _inputs(beside: Beside, window: str) -> dict[str, object]:
     for line in found.missing:
         if _is_typed("usage") or _is_typed("invoice"):
             raise InputError(f"{line}.")
-        click.echo(f"vllm-capacity: {line}: the page comes without it.", err=True)
+        click.echo(f"vllm-capacity: {line}: the report is made without it.", err=True)
     return found.parameters
 
 
@@ -191,7 +191,7 @@ def _days(
 ) -> None:
     """Make the pages of a source's days, printing each name on stdout; raise what is missing."""
     if given["start"] is not None or given["end"] is not None:
-        raise InputError("With --from, say which days by --last; leave --start and --end out.")
+        raise InputError("With --from, choose the days with --last; remove --start and --end.")
     from vllm_capacity.cli.nights import Night, missing_days, night  # slow: only for pulls
 
     assumptions_of(given)  # report an invalid price before anything is pulled
@@ -207,7 +207,7 @@ def _days(
     for note in done.notes:
         click.echo(f"vllm-capacity: {note}", err=True)
     if not done.pages and sys.stderr.isatty() and not done.failure:
-        click.echo("Every day has its page already.", err=True)
+        click.echo("Every day already has its report.", err=True)
     if done.failure is not None:
         raise done.failure
     missing_days(done)
@@ -283,7 +283,7 @@ def _notebook(name: str | None) -> Path:
         if candidate.is_file():
             return candidate
     names = ", ".join(sorted(path.name for path in folder.glob("*.ipynb")))
-    raise InputError(f"There is no notebook {name!r}. Shipped are: {names or 'none'}.")
+    raise InputError(f"There is no notebook {name!r}. Included are: {names or 'none'}.")
 
 
 def _cache_folder() -> Path:

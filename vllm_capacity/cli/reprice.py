@@ -16,16 +16,15 @@ from vllm_capacity.cli.options.analysis import (
 )
 
 
-@click.command(short_help="A report's money figures at another price, without telemetry.")
+@click.command(short_help="Recompute a report's costs at another price, without telemetry.")
 @click.argument("report", type=FILE)
 @price_options
 @json_options
 def reprice(report: Path, as_json: bool, schema_version: str, **given: object) -> None:
-    """The bill and every cost figure of a report's page at another price; nothing is pulled.
+    """Show the bill and all cost figures of a report's page at another price, without pulling.
 
-    The page keeps what its bill is made of, so its window may be long gone. Engines keep the GPUs
-    they had, unless --gpus-per-engine says otherwise, and utilization is as reported. The page
-    itself is not changed.
+    The page stores the data behind its bill, so the window is not needed. Engines keep their GPUs,
+    unless --gpus-per-engine is given, and utilization is as reported. The page is not changed.
     """
     from vllm_capacity.render.report.reprice import repriced
     from vllm_capacity.render.sections.cost import repriced_table

@@ -19,39 +19,37 @@ if TYPE_CHECKING:
 
 def _place(_: click.Context, option: click.Parameter, value: str) -> str:
     if value not in ("local", "ray") and not re.fullmatch(r"ray://[^\s/@]+:\d{1,5}", value):
-        raise click.BadParameter(f"{value!r} is none of local, ray, ray://HOST:PORT.", param=option)
+        raise click.BadParameter(f"{value!r} must be local, ray or ray://HOST:PORT.", param=option)
     return value
 
 
-@click.command(short_help="Make ahead what figures of a long window read.")
+@click.command(short_help="Precompute hourly summaries of a long window.")
 @click.argument("source")
-@click.option(
-    "--to", "target", help="s3://BUCKET/FOLDER: copy the window there, with what was made."
-)
+@click.option("--to", "target", help="s3://BUCKET/FOLDER: copy the window and its rollup there.")
 @click.option(
     "--on",
     "place",
     default="local",
     show_default=True,
     callback=_place,
-    help="Who works: local (processes of this machine), ray, or ray://HOST:PORT.",
+    help="Where to run: local (processes on this machine), ray, or ray://HOST:PORT.",
 )
 @click.option(
     "--workers",
     type=click.IntRange(1, 10_000),
-    help="How many work side by side; without it as many as processors.",
+    help="Number of parallel workers; default: the number of processors.",
 )
 def rollup(source: str, target: str | None, place: str, workers: int | None) -> None:
-    """Make ahead what figures, cost and report of the window SOURCE read.
+    """Precompute hourly summaries of the window SOURCE, for figures, cost and report.
 
     SOURCE is a path, a name, or s3://BUCKET/FOLDER.
 
-    Every hour leaves behind what figures of ranges over six hours are made of. The first command
-    that needs it makes it, one hour after another; this one makes it by several workers, each an
-    hour at a time. What was made is kept: a run that was killed goes on where it ended, and after
-    rows came late only the hours are made that they touch.
+    Figures of ranges over six hours are computed from summaries of each hour. The first command
+    that needs them computes them one hour after another; this command uses several workers.
+    Summaries are stored: a killed run continues where it stopped, and after late rows only the
+    hours with such rows are computed again.
 
-    On Ray (the extra `ray`), ray is the cluster that RAY_ADDRESS names, or a new one on this
+    On Ray (the extra `ray`), `ray` means the cluster in RAY_ADDRESS, or a new one on this
     machine. Its workers need this version of vllm-capacity, and SOURCE at the same path.
 
     Credentials for S3 come from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL, or a
@@ -95,9 +93,9 @@ def _workers(
 def _summary(window: Window, done: RolledUp) -> str:
     if not done.pieces:
         return (
-            f"{window.name}: nothing to make; figures of a window of up to six hours, or of "
-            "minutes, are read from its rows."
+            f"{window.name}: nothing to precompute; windows of up to six hours, and windows of "
+            "minutes, are read directly."
         )
     pieces = "1 piece" if done.pieces == 1 else f"{done.pieces:,} pieces"
     hours = f"{window.extent.hours:,.0f} hours"
-    return f"{window.name}: {hours} in {pieces}, {done.made:,} of them made now."
+    return f"{window.name}: {hours} in {pieces}, {done.made:,} of them new."

@@ -326,11 +326,11 @@ def _systemd_word(word: str) -> str:
     return f'"{plain}"' if re.search(r"[\s;'\"\\]", plain) else plain
 
 
-@click.group(short_help="Run the report every night: cron, systemd, Kubernetes, Jupyter.")
+@click.group(short_help="Schedule the nightly report: cron, systemd, Kubernetes, Jupyter.")
 def schedule() -> None:
-    """Run `vllm-capacity report` every night by the settings file, then alerts if anyone is named.
+    """Run `vllm-capacity report` every night, then alerts if the settings name recipients.
 
-    Each prints what is to be installed; --install installs it for you alone. Write the settings
+    Each command prints a job; --install installs it for the current user. Write the settings file
     first: vllm-capacity init.
     """
 
@@ -338,14 +338,14 @@ def schedule() -> None:
 def _scheduled(command: Callable[..., None]) -> Callable[..., None]:
     """The common options of all schedules: `--at`, `--install`, and the settings file."""
     at = click.option("--at", default="06:00", show_default=True, help="Time of day, HH:MM.")
-    install = click.option("--install", is_flag=True, help="Install it, for you alone.")
+    install = click.option("--install", is_flag=True, help="Install it for the current user.")
     return click.pass_obj(at(install(command)))
 
 
-@schedule.command(short_help="A line for crontab.")
+@schedule.command(short_help="Print a crontab line.")
 @_scheduled
 def cron(path: Path, at: str, install: bool) -> None:
-    """A line for crontab; cron mails what goes wrong, and is silent otherwise."""
+    """Print a crontab line; cron sends a mail only if a run fails."""
     line = cron_line(_job(path, at))
     if not install:
         click.echo(line)
@@ -356,10 +356,10 @@ def cron(path: Path, at: str, install: bool) -> None:
     click.echo(f"Installed for crontab: {line}")
 
 
-@schedule.command(short_help="A service and a timer of systemd.")
+@schedule.command(short_help="Print a systemd service and timer.")
 @_scheduled
 def systemd(path: Path, at: str, install: bool) -> None:
-    """A service and a timer of systemd, of the user: they run while the user may linger."""
+    """Print a systemd user service and its timer; they run while the user's manager runs."""
     units = systemd_units(_job(path, at))
     if not install:
         for name, text in units.items():
@@ -373,30 +373,33 @@ def systemd(path: Path, at: str, install: bool) -> None:
     _ran(["systemctl", "--user", "daemon-reload"])
     _ran(["systemctl", "--user", "enable", "--now", f"{_NAME}.timer"])
     click.echo(
-        f"Installed in {folder}. It runs while you are logged in, or always after: "
+        f"Installed in {folder}. It runs while you are logged in; to run it always: "
         "loginctl enable-linger"
     )
 
 
-@schedule.command(short_help="A CronJob with its Secret, settings and volume.")
+@schedule.command(short_help="Print a CronJob with Secret, settings and volume.")
 @_scheduled
 @click.option(
     "--image", default=f"vllm-capacity:{version('vllm-capacity')}", show_default=True, help="Image."
 )
-@click.option("--storage", default="20Gi", show_default=True, help="For windows and pages.")
+@click.option(
+    "--storage", default="20Gi", show_default=True, help="Volume for windows and reports."
+)
 @click.option(
     "--kustomize",
     "base",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Write a base for kustomize into this new folder.",
+    help="Write a kustomize base into this new folder.",
 )
 def kubernetes(
     path: Path, at: str, install: bool, image: str, storage: str, base: Path | None
 ) -> None:
-    """A CronJob with its Secret, settings (a ConfigMap) and volume, as YAML for kubectl.
+    """Print a CronJob with Secret, settings (a ConfigMap) and volume, as YAML for kubectl.
 
-    Fill in the Secret where the source wants credentials. --install: kubectl apply, in its current
-    context and namespace. --kustomize: a base, for overlays that set namespace, image and Secret.
+    Fill in the Secret if the source needs credentials. --install: run kubectl apply in its current
+    context and namespace. --kustomize: write a base, for overlays that set namespace, image and
+    Secret.
     """
     found = kubernetes_objects(_job(path, at), image=image, storage=storage)
     if base is not None:
@@ -408,7 +411,7 @@ def kubernetes(
 
 
 def _written_base(folder: Path, objects: Objects, image: str) -> list[Path]:
-    """Write a base for kustomize into a new or empty folder, and return the files written."""
+    """Write a kustomize base into a new or empty folder, and return the files written."""
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty. Name a new folder for the base.")
     folder.mkdir(parents=True, exist_ok=True)
@@ -419,7 +422,7 @@ def _written_base(folder: Path, objects: Objects, image: str) -> list[Path]:
     return [folder / name for name in files]
 
 
-@schedule.command(short_help="A job of jupyter-scheduler.")
+@schedule.command(short_help="Print a jupyter-scheduler job.")
 @_scheduled
 @click.option(
     "--root",
@@ -428,10 +431,10 @@ def _written_base(folder: Path, objects: Objects, image: str) -> list[Path]:
     help="JupyterLab's root folder, for --install. [default: here]",
 )
 def jupyter(path: Path, at: str, install: bool, root: Path) -> None:
-    """A job definition of jupyter-scheduler, and its notebook, as JSON.
+    """Print a job definition for jupyter-scheduler and its notebook, as JSON.
 
-    --install writes both into JupyterLab's root folder. The definition is what the server's
-    /scheduler/job_definitions takes by POST.
+    --install writes both into JupyterLab's root folder. POST the definition to the server's
+    /scheduler/job_definitions.
     """
     job = _job(path, at)
     if not install:
@@ -447,8 +450,8 @@ def _job(path: Path, at: str) -> Job:
     """The job of a settings file; InputError if that is missing or invalid."""
     if not path.is_file():
         raise InputError(
-            f"There is no {path}, which says what to report. Write it first: vllm-capacity init "
-            "--from http://prometheus:9090."
+            f"There is no settings file {path}, which says what to report. Write it first: "
+            "vllm-capacity init --from http://prometheus:9090."
         )
     found = read_settings_file(path)
     found.require_sound()
@@ -470,7 +473,7 @@ def _ran(command: list[str], text: str | None = None, *, or_nothing: bool = Fals
     """A program's output; InputError if it is missing or fails."""
     if shutil.which(command[0]) is None:
         raise InputError(
-            f"There is no {command[0]} here; leave --install out, and install it by hand."
+            f"{command[0]} is not installed here; without --install, the job is printed."
         )
     done = subprocess.run(
         command, input=text, capture_output=True, text=True, timeout=_COMMAND_SECONDS, check=False

@@ -28,19 +28,21 @@ from vllm_capacity.timerange import parse_duration_seconds
 @click.argument("urls", nargs=-1, metavar="[URL]...")
 @click.option("--from", "saved", type=FILE, help="Import saved scrapes.")
 @click.option("--every", default="2s", show_default=True, help="Scrape interval.")
-@click.option("--for", "duration", help="How long, such as 1h; without it until Ctrl-C.")
-@click.option("--profile", type=FILE, help="File of mode 0600: user, password or token.")
+@click.option("--for", "duration", help="Duration, such as 1h; default: until Ctrl-C.")
+@click.option("--profile", type=FILE, help="File with user and password, or token; mode 0600.")
 @target_options
-@click.option("--about", help="A sentence on what was captured, kept with the window.")
+@click.option("--about", help="Description to store with the window.")
 @click.option(
     "--to",
     "to",
     type=click.Path(path_type=Path),
     callback=local_path,
-    help="The window; it must not exist.",
+    help="Window to write; must not exist yet.",
 )
 @click.option(
-    "--into", type=click.Path(path_type=Path), help="Or, with --from: add late scrapes to this one."
+    "--into",
+    type=click.Path(path_type=Path),
+    help="With --from: add late scrapes to this existing window.",
 )
 def scrape(
     urls: tuple[str, ...],
@@ -56,8 +58,8 @@ def scrape(
 ) -> None:
     """Scrape vLLM's /metrics into the window --to, or import saved scrapes into it.
 
-    Every scrape is appended to a journal beside the window first; Ctrl-C makes the window of what
-    is there. A run that was killed is rescued by `scrape --from WINDOW.journal --to WINDOW`.
+    Every scrape is first appended to a journal beside the window; Ctrl-C writes the window from it.
+    After a killed run, recover the window with `scrape --from WINDOW.journal --to WINDOW`.
     Credentials come from VLLM_METRICS_USER and VLLM_METRICS_PASSWORD, or VLLM_METRICS_TOKEN, or a
     profile; never from a URL.
     """
@@ -68,12 +70,14 @@ def scrape(
             "scrapes."
         )
     if labels and not is_live:
-        raise InputError("--label is of targets that are scraped; saved scrapes hold their own.")
+        raise InputError(
+            "--label is for targets that are scraped; saved scrapes have their own labels."
+        )
     if into is not None:
         _add(saved, into, to)
         return
     if to is None:
-        raise InputError("Say with --to where the window goes.")
+        raise InputError("Give the window to write with --to.")
     if saved is not None:
         _say(import_scrapes(saved, to, read=_read, about=about))
         return

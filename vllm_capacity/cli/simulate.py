@@ -24,7 +24,7 @@ _NAMES = "\n\n".join(f"{name}: {about}" for name, about in _KNOWN.items())
 
 @click.command(
     epilog=f"Scenarios:\n\n{_NAMES}",
-    short_help="A simulated engine's window: example data, never telemetry.",
+    short_help="Write a simulated engine's window: example data, not telemetry.",
 )
 @click.argument("scenario_name", metavar="SCENARIO")
 @click.option(
@@ -35,13 +35,13 @@ _NAMES = "\n\n".join(f"{name}: {about}" for name, about in _KNOWN.items())
     callback=local_path,
     help="The window folder to write; a name ending in .jsonl or .jsonl.gz gets saved scrapes.",
 )
-@click.option("--seed", type=click.IntRange(min=0), help="Other random numbers, same scenario.")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of the random numbers.")
 @click.option(
     "--requests",
     "requests_path",
     type=click.Path(path_type=Path),
     callback=local_path,
-    help="Also write what happened to every request, as Parquet: the truth behind the metrics.",
+    help="Also write every request as Parquet: the ground truth behind the metrics.",
 )
 def simulate(
     scenario_name: str, target: Path, seed: int | None, requests_path: Path | None

@@ -35,23 +35,23 @@ from vllm_capacity.timerange import TimeRange, parse_duration_seconds
 _PIPED_WIDTH = 160
 
 
-@click.command(short_help="Print a query that Parseable answers as it is, or list them.")
+@click.command(short_help="Print a query for Parseable, or list them.")
 @click.argument("name", required=False)
 @click.option("--stream", default="vllm_metrics", show_default=True, help="Parseable's stream.")
 @click.option(
     "--usd-per-gpu-hour",
     type=click.FloatRange(min=0),
     callback=bounded,
-    help="The price in the query.",
+    help="Price per GPU-hour in the query, USD.",
 )
-@click.option("--gpus-per-engine", type=click.IntRange(min=1), help="GPUs that an engine has.")
+@click.option("--gpus-per-engine", type=click.IntRange(min=1), help="GPUs per engine.")
 def sql(
     name: str | None,
     stream: str,
     usd_per_gpu_hour: float | None,
     gpus_per_engine: int | None,
 ) -> None:
-    """Print a query that Parseable answers as it is, or list their names."""
+    """Print a query, ready to run in Parseable, or list the queries' names."""
     if name is None:
         for query in GUIDE_QUERIES:
             click.echo(f"{query.name:22}{query.title}")
@@ -59,7 +59,7 @@ def sql(
     if name == "cost_per_hour" and usd_per_gpu_hour is None:
         raise InputError(
             "cost_per_hour needs the price of a GPU-hour: give --usd-per-gpu-hour (and "
-            "--gpus-per-engine, where an engine has more than one)."
+            "--gpus-per-engine, if an engine has more than one)."
         )
     text = guide_query(
         name, stream=stream, usd_per_gpu_hour=usd_per_gpu_hour, gpus_per_engine=gpus_per_engine
@@ -67,7 +67,7 @@ def sql(
     click.echo(text, nl=False)
 
 
-@click.command(short_help="The slowest requests, and where their time went.")
+@click.command(short_help="Show the slowest requests, and where their time went.")
 @click.option("--from", "origin", help="URL of a Parseable server, path or s3:// of its store.")
 @click.option(
     "--stream",
@@ -76,13 +76,15 @@ def sql(
     callback=stream_name,
     help="The stream of spans.",
 )
-@click.option("--start", help="Requests that began from then on, ISO 8601.")
-@click.option("--end", help="Requests that began before then.")
+@click.option("--start", help="Only requests that began at or after this time, ISO 8601.")
+@click.option("--end", help="Only requests that began before this time.")
 @click.option("--last", "duration", help="Instead of --start and --end: the last 24h, 90m, 7d.")
 @click.option("--slowest", type=click.IntRange(min=1), default=10, show_default=True)
-@click.option("--window", help="A window of that time: says in which regime the engines were.")
-@click.option("--late", default="2h", show_default=True, help="How late spans may have arrived.")
-@click.option("--profile", type=FILE, help="Settings file of mode 0600.")
+@click.option("--window", help="Window of the same time, to show the engines' regime.")
+@click.option(
+    "--late", default="2h", show_default=True, help="How late spans may have arrived in the store."
+)
+@click.option("--profile", type=FILE, help="File with credentials, mode 0600.")
 def traces(
     origin: str | None,
     stream: str,
@@ -98,7 +100,7 @@ def traces(
     settings = read_settings(os.environ, profile)
     origin = origin or settings.get("url")
     if not origin:
-        raise InputError("Say where to read --from: a URL, a folder, or s3://…")
+        raise InputError("Give the source with --from: a URL, a folder, or s3://…")
     time_range = asked_range(start, end, duration, now=datetime.now(UTC))
     delay = timedelta(seconds=parse_duration_seconds(late))
     found = _traces(origin, stream, time_range, delay, settings)
@@ -117,7 +119,7 @@ def _traces(
     if not is_server(origin):
         return traces_from_files(open_store(origin), stream, time_range, late=late)
     if time_range is None:
-        raise InputError("Say which time: --last 24h, or --start and --end.")
+        raise InputError("Give the time range: --last 24h, or --start and --end.")
     with parseable_client(origin, settings) as client:
         return traces_from_server(Parseable(client), stream, time_range, late=late)
 
@@ -140,7 +142,7 @@ def _show(found: pl.DataFrame, slowest: int) -> None:
     if not console.is_terminal:
         console.width = _PIPED_WIDTH
     if found.is_empty():
-        console.print("No request was traced then.")
+        console.print("No request was traced in this time range.")
         return
     table = Table(title=f"The {min(slowest, found.height)} slowest of {found.height} requests")
     columns = ["start", "request", "e2e s", "ttft s", *(p.removesuffix("_seconds") for p in PHASES)]

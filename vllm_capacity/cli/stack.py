@@ -34,7 +34,7 @@ _LOOK_SECONDS = 2.0
 _URL = "http://127.0.0.1:8080"  # where compose-otel.yml publishes Parseable
 
 _url = click.option(
-    "--parseable", envvar="PARSEABLE_URL", default=_URL, show_default=True, help="Its URL."
+    "--parseable", envvar="PARSEABLE_URL", default=_URL, show_default=True, help="Parseable's URL."
 )
 _stream = click.option(
     "--stream",
@@ -42,23 +42,23 @@ _stream = click.option(
     default="vllm_metrics",
     show_default=True,
     callback=stream_name,
-    help="Its stream of metrics.",
+    help="Parseable's stream of metrics.",
 )
 _env_file = click.option(
     "--env-file",
     type=FILE,
     default=Path(".env"),
     show_default=True,
-    help=f"Where {_ROOT_USER} and {_ROOT_PASSWORD} are, if not in the environment.",
+    help=f"File with {_ROOT_USER} and {_ROOT_PASSWORD}, if not in the environment.",
 )
 
 
 @click.group()
 def stack() -> None:
-    """Set Parseable up: streams, users, dashboard, alerts."""
+    """Set up Parseable: streams, users, dashboard, alerts."""
 
 
-@stack.command(short_help="Create streams, the users who write and who read, their secrets.")
+@stack.command(short_help="Create streams, a writing and a reading user, and their secrets.")
 @_url
 @_stream
 @click.option(
@@ -67,7 +67,7 @@ def stack() -> None:
     default="vllm_traces",
     show_default=True,
     callback=stream_name,
-    help="Its stream of spans.",
+    help="Parseable's stream of spans.",
 )
 @click.option(
     "--secrets",
@@ -81,9 +81,11 @@ def stack() -> None:
     type=click.Path(path_type=Path),
     default=Path("targets"),
     show_default=True,
-    help="Folder for files of further targets, which the Collector mounts.",
+    help="Folder for files of further targets, mounted by the Collector.",
 )
-@click.option("--retention-days", type=click.IntRange(1, 36500), help="Delete what is older.")
+@click.option(
+    "--retention-days", type=click.IntRange(1, 36500), help="Delete data older than this."
+)
 @click.option("--renew", is_flag=True, help="Give both users new passwords.")
 @click.option(
     "--wait",
@@ -91,13 +93,13 @@ def stack() -> None:
     default=60.0,
     callback=bounded,
     show_default=True,
-    help="With --renew: how many seconds to wait until the stream is written to again.",
+    help="With --renew: seconds to wait for new data in the stream.",
 )
 @click.option(
     "--revoke",
     multiple=True,
     metavar="STREAM",
-    help="Take both users' rights to another stream away; may be given again.",
+    help="Revoke both users' rights to another stream; repeatable.",
 )
 @_env_file
 def init(
@@ -114,8 +116,8 @@ def init(
 ) -> None:
     """Create streams, the Collector's user (writes only), the notebooks' user (reads only).
 
-    Their secrets go into files of mode 0600 in --secrets. May be run again at any time: rights to
-    other streams stay. After --renew, restart the Collector; the command waits for it to write.
+    Their secrets are written to --secrets, with mode 0600. It can be run again at any time: rights
+    to other streams are kept. After --renew, restart the Collector; the command waits for new data.
     """
     names = Names(metrics_stream=stream, traces_stream=traces_stream)
     with _administrator(parseable, env_file) as admin:
@@ -155,14 +157,14 @@ def _tell_renewed(secrets: Path) -> None:
     "--usd-per-gpu-hour",
     type=click.FloatRange(min=0),
     callback=bounded,
-    help="The price in the panel; without it, the panel shows no dollars.",
+    help="USD per GPU-hour in the cost panel; without it, no cost is shown.",
 )
 @_env_file
 def provision(parseable: str, stream: str, usd_per_gpu_hour: float | None, env_file: Path) -> None:
     """Post the dashboard's eight panels and the alert rules that Parseable can evaluate.
 
-    May be run again: what is there is left, or brought up to date. Rules that Parseable cannot
-    evaluate are named; `vllm-capacity alerts` evaluates all of them on a window.
+    It can be run again: existing objects are kept or updated. Rules that Parseable cannot evaluate
+    are listed; `vllm-capacity alerts` evaluates all of them on a window.
     """
     board = panels(stream, usd_per_gpu_hour)
     with _administrator(parseable, env_file) as admin:
@@ -192,7 +194,7 @@ def healthy(urls: tuple[str, ...]) -> None:
 @stack.command(short_help="Exit 0 if every folder can be written to, else 2.")
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
 def writable(folders: tuple[Path, ...]) -> None:
-    """Exit 0 if every folder can be written to: the volumes, before Parseable meets them."""
+    """Exit 0 if every folder is writable: checks the volumes before Parseable starts."""
     for folder in folders:
         probe = folder / ".writable"
         try:

@@ -21,11 +21,11 @@ from vllm_capacity.cli.options.settings import UsageSettings, setting_options, t
 from vllm_capacity.errors import InputError
 
 
-@click.command(short_help="The bill of WINDOW by tenant, from a gateway's log.")
+@click.command(short_help="Cost of WINDOW by tenant, from a gateway's log.")
 @window_options
 @setting_options(UsageSettings)
-@click.option("--show-keys", is_flag=True, help="Show keys as they are, not hashed.")
-@click.option("--csv", "as_csv", is_flag=True, help="CSV on stdout, a row per tenant.")
+@click.option("--show-keys", is_flag=True, help="Show keys unhashed.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, one row per tenant.")
 @assumption_options
 @json_options
 def tenants(
@@ -37,11 +37,11 @@ def tenants(
     schema_version: str,
     **given: object,
 ) -> None:
-    """Share the bill of WINDOW among those who used it, by what a gateway logged of each request.
+    """Divide the bill of WINDOW among its tenants, by a gateway's log of requests.
 
     LiteLLM's spend logs, access logs of the Envoy AI gateway and nginx, any CSV or Parquet with
     key, time, prompt, cached and output tokens. The time of each engine step is shared among the
-    requests that ran in it; the parts, with what no row explains, add up to the bill.
+    requests that ran in it; the shares, with one for unlogged use, add up to the bill.
 
     \b
     vllm-capacity tenants monday --usage spend_logs.csv --usd-per-hour 1.64
@@ -62,8 +62,8 @@ def tenants(
 
     if not settings.files:
         raise InputError(
-            "Say what was used: --usage FILE, the log of a gateway. vLLM itself counts nothing by "
-            "user." + (f" {ADAPTERS}" if analysis.adapters.height else "")
+            "Give a gateway's log: --usage FILE. vLLM itself does not count by user."
+            + (f" {ADAPTERS}" if analysis.adapters.height else "")
         )
     logs, missing = Beside(settings).logs(day_of(analysis.window.name))
     if missing:

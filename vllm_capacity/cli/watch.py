@@ -42,36 +42,36 @@ ORDERS = (
 )
 
 
-@click.command(short_help="Live engines on a screen: load, latency and dollars.")
+@click.command(short_help="Watch live engines: load, latency and cost.")
 @click.argument("urls", nargs=-1, metavar="[URL... | PROMETHEUS | WINDOW]")
 @click.option("--every", default="2s", show_default=True, help="Scrape interval.")
-@click.option(
-    "--refresh", default="5s", show_default=True, help="How often the screen is drawn anew."
-)
-@click.option("--over", default="5m", show_default=True, help="How far latency and cost go back.")
+@click.option("--refresh", default="5s", show_default=True, help="Refresh interval of the screen.")
+@click.option("--over", default="5m", show_default=True, help="Time range for latency and cost.")
 @click.option(
     "--sort",
     "order",
     type=click.Choice(ORDERS),
     default="worst",
     show_default=True,
-    help="What comes first.",
+    help="Sort order.",
 )
-@click.option("--once", is_flag=True, help="Look for 12 s, show it once, and end; for scripts.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per refresh on stdout.")
+@click.option("--once", is_flag=True, help="Observe for 12 s, print once and exit; for scripts.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per refresh.")
 @click.option(
     "--listen",
     metavar="HOST:PORT",
-    help="Instead of a screen: the figures for Prometheus, at http://HOST:PORT/metrics.",
+    help="Instead of a screen, serve the figures to Prometheus at http://HOST:PORT/metrics.",
 )
-@click.option("--match", help="Only these series of a Prometheus, as '{namespace=\"team-a\"}'.")
-@click.option("--profile", type=FILE, help="File of mode 0600: user, password or token.")
+@click.option(
+    "--match", help="Only these series of a Prometheus, such as '{namespace=\"team-a\"}'."
+)
+@click.option("--profile", type=FILE, help="File with user and password, or token; mode 0600.")
 @target_options
 @click.option(
     "--to",
     type=click.Path(path_type=Path),
     callback=local_path,
-    help="Keep the scrapes in this file; `scrape --from FILE --to WINDOW` makes a window of them.",
+    help="Save the scrapes to this file; `scrape --from FILE --to WINDOW` makes it a window.",
 )
 @price_options
 def watch(
@@ -92,22 +92,22 @@ def watch(
 ) -> None:
     """Scrape vLLM's /metrics at each URL and show every engine, the worst first, and a total.
 
-    On a terminal the screen refreshes: s changes what comes first, q or Ctrl-C ends it. In a pipe
-    each refresh is printed after the other. Nothing is stored, unless --to.
+    On a terminal the screen refreshes: s changes the sort order, q or Ctrl-C ends it. In a pipe,
+    refreshes are printed one after another. Nothing is stored without --to.
 
     Instead of URLs, give the PROMETHEUS that scrapes them: the last --over are read from it, with
-    --match only some series. Credentials as for `pull`; a Prometheus that wants any is recognized
-    by --match. Or a WINDOW that `scrape` is making just now: its journal is read, and nothing is
-    scraped twice.
+    --match only some series. Credentials as for `pull`; a Prometheus that requires them needs
+    --match. Or give a WINDOW that `scrape` is writing: its journal is read, and nothing is scraped
+    twice.
 
-    Labels of targets (--label, --targets) count as in `scrape`: rules of a mapping file match them,
-    and --to keeps them.
+    Labels of targets (--label, --targets) work as in `scrape`: rules of a mapping file match them,
+    and --to saves them.
 
     With --listen, a Prometheus or KEDA can scrape the figures: cost per million tokens,
     utilization, headroom and capacity, with their bounds.
 
-    Who does not answer is said at once, with the cause; if nobody answers, --once ends with exit
-    code 3. Credentials as for `scrape`.
+    A target that does not answer is reported at once, with the cause; if none answers, --once ends
+    with exit code 3. Credentials as for `scrape`.
     """
     from vllm_capacity.live.access import METRICS, checked_url, is_prometheus
     from vllm_capacity.live.running import running_journal
@@ -127,7 +127,7 @@ def watch(
     ):
         if to is not None:
             raise InputError(
-                "--to keeps scrapes; keep a Prometheus' samples by: vllm-capacity pull."
+                "--to saves scrapes; to save a Prometheus' samples, use vllm-capacity pull."
             )
         _refuse_labels(own, "a Prometheus")
         source = _asking(one, match, seconds)
@@ -142,8 +142,8 @@ def watch(
         source = _scraping(found, recent, parse_duration_seconds(every), profile)
     else:
         raise InputError(
-            "Say what to watch: URLs of vLLM's /metrics or --targets FILE, a Prometheus, or the "
-            "window that a scrape is making."
+            "Give something to watch: URLs of vLLM's /metrics or --targets FILE, a Prometheus, or "
+            "the window that a scrape is writing."
         )
     address = None if listen is None else listen_address(listen)
     pause = parse_duration_seconds(refresh)
@@ -207,7 +207,7 @@ def _asking(
 
 def _refuse_labels(labels: dict[str, str], what: str) -> None:
     if labels:
-        raise InputError(f"--label is of targets that are scraped; {what} has labels of its own.")
+        raise InputError(f"--label is for targets that are scraped; {what} has its own labels.")
 
 
 @contextmanager

@@ -13,15 +13,17 @@ from vllm_capacity.verdicts.hardware.elsewhere import answer_elsewhere
 from vllm_capacity.verdicts.hardware.question import question_of
 
 
-@click.command(short_help="Output tokens per second on another GPU.")
+@click.command(short_help="Estimate output tokens per second on another GPU.")
 @click.option("--model", required=True, help="Model, as in data/llms.csv or as published.")
-@click.option("--from-gpu", required=True, help="Measured on: gpu-form_factor, or gpu-any.")
+@click.option(
+    "--from-gpu", required=True, help="GPU of the measurement: gpu-form_factor, or gpu-any."
+)
 @click.option(
     "--output-tokens-per-second",
     type=float,
     callback=bounded,
     required=True,
-    help="Measured there.",
+    help="Measured output tokens/s.",
 )
 @click.option(
     "--input-tokens",
@@ -38,24 +40,27 @@ from vllm_capacity.verdicts.hardware.question import question_of
     help="Mean output tokens per request.",
 )
 @click.option(
-    "--dtype", default="auto", show_default=True, help="Weight type measured; auto: as published."
+    "--dtype",
+    default="auto",
+    show_default=True,
+    help="Weight type of the measurement; auto: as published.",
 )
 @click.option("--to-dtype", default=None, help="Weight type on the other GPU; default: --dtype.")
-@click.option("--gpus", type=int, default=1, show_default=True, help="GPUs of the engine.")
-@click.option("--to-gpu", required=True, help="Asked about: gpu-form_factor, or gpu-any.")
+@click.option("--gpus", type=int, default=1, show_default=True, help="GPUs of the measured engine.")
+@click.option("--to-gpu", required=True, help="GPU to estimate: gpu-form_factor, or gpu-any.")
 @click.option(
     "--clients",
     type=float,
     callback=bounded,
     default=None,
-    help="Requests a load test held in flight.",
+    help="Concurrent requests of the load test.",
 )
 @click.option(
     "--requests-per-second",
     type=float,
     callback=bounded,
     default=None,
-    help="Requests that came, of an open load.",
+    help="Arrival rate of an open load.",
 )
 @click.option(
     "--itl-ms", type=float, callback=bounded, default=None, help="Mean ITL measured with it."
@@ -68,24 +73,26 @@ from vllm_capacity.verdicts.hardware.question import question_of
     type=float,
     callback=bounded,
     default=None,
-    help="Requests held in flight that are asked about; default: --clients.",
+    help="Concurrent requests to estimate for; default: --clients.",
 )
 @click.option(
     "--at-requests-per-second",
     type=float,
     callback=bounded,
     default=None,
-    help="Requests that come, asked about; default: --requests-per-second.",
+    help="Arrival rate to estimate for; default: --requests-per-second.",
 )
 @click.option(
     "--to-gpus",
     type=int,
     default=None,
-    help="GPUs asked about, in any split into replicas; default: one engine of --gpus.",
+    help="GPUs to estimate for, in any split into replicas; default: one engine of --gpus.",
 )
-@click.option("--engine-version", default=None, help="vLLM version measured, as 0.18.0.")
-@click.option("--to-engine-version", default=None, help="vLLM version asked about.")
-@click.option("--usd-per-hour", help="Price per hour of the GPU measured on: 1.64, or 1.2 to 1.9.")
+@click.option(
+    "--engine-version", default=None, help="vLLM version of the measurement, such as 0.18.0."
+)
+@click.option("--to-engine-version", default=None, help="vLLM version to estimate for.")
+@click.option("--usd-per-hour", help="Price per hour of the measured GPU: 1.64, or 1.2 to 1.9.")
 @click.option(
     "--to-usd-per-hour", help="Price per hour of the other GPU; default: the price list's."
 )
@@ -113,13 +120,13 @@ def whatif(
     to_usd_per_hour: str | None,
     as_json: bool,
 ) -> None:
-    """Throughput and latencies on another GPU: low, mid, high, and what they rest on.
+    """Estimate throughput and latencies on another GPU: low, mid and high, with their basis.
 
-    Say what load it was measured under where you know it (--clients or --requests-per-second): the
-    other GPU is then asked under the same, or under --at-clients or --at-requests-per-second (on
-    the same GPU, too). Else the rate itself has to tell a light load from a full one. A refusal is
-    an answer too: not known, with its reason, exit status 0. Where both have a price, it says which
-    gives more tokens per dollar, and at which price or error of the estimate that flips.
+    If you know the load of the measurement, give it (--clients or --requests-per-second): the other
+    GPU is then estimated under the same load, or under --at-clients or --at-requests-per-second (on
+    the same GPU, too). Otherwise the load is inferred from the rate. If there is no estimate, the
+    reason is printed, with exit status 0. If both GPUs have a price, the output says which gives
+    more tokens per dollar, and at which price, or error of the estimate, the order flips.
     """
     question = question_of(
         model=model,

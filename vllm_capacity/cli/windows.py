@@ -14,19 +14,19 @@ from vllm_capacity.telemetry.window import KnownWindow, known_windows
 from vllm_capacity.timerange import iso
 
 
-@click.command(short_help="The windows there are, and what each holds.")
+@click.command(short_help="List windows, and what each contains.")
 @click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON; times in UTC.")
 def windows(folders: tuple[Path, ...], as_json: bool) -> None:
-    """List the windows in FOLDERS; without any, those that every command finds by name.
+    """List the windows in FOLDERS; default: those that commands find by name.
 
-    The days of a nightly report are in its folder: `vllm-capacity windows windows/`.
+    To list the days of a nightly report, give its folder: `vllm-capacity windows windows/`.
     """
     for folder in folders:
         if str(folder).startswith("s3:/"):  # paths collapse the double slash
             raise InputError(
-                "Windows in S3 are not listed; name one, as s3://BUCKET/FOLDER, wherever a command "
-                "takes WINDOW."
+                "Windows in S3 cannot be listed; use s3://BUCKET/FOLDER wherever a command takes "
+                "WINDOW."
             )
         if not folder.is_dir():
             raise InputError(f"No folder {str(folder)!r} of windows.")

@@ -28,7 +28,7 @@ class _File(click.Path):
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:  # noqa: ANN401  as in click
         path = Path(str(super().convert(value, param, ctx)))
         if not str(value).strip():
-            self.fail("An empty name is no file.", param, ctx)
+            self.fail("A file name must not be empty.", param, ctx)
         if path.exists() and not (path.is_file() or path.is_dir()):
             self.fail(f"{path} is a pipe, socket or device; a file was expected.", param, ctx)
         return path
@@ -59,7 +59,9 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def local_path(_: click.Context, option: click.Parameter, value: Path | None) -> Path | None:
     """An option's path to write to, neither blank nor a URL; a click `callback`."""
     if value is not None and (not str(value).strip() or _URL.match(str(value))):
-        raise click.BadParameter(f"{str(value)!r} is no path on this machine.", param=option)
+        raise click.BadParameter(
+            f"{str(value)!r} is not a valid path on this machine.", param=option
+        )
     return value
 
 
@@ -67,7 +69,7 @@ def stream_name(_: click.Context, option: click.Parameter, value: str | None) ->
     """An option's stream name, in characters that Parseable allows; a click `callback`."""
     if value is not None and not _STREAM.fullmatch(value):
         raise click.BadParameter(
-            f"{value!r} is no name of a stream: letters, digits, - and _.", param=option
+            f"{value!r} is not a stream name: use letters, digits, - and _.", param=option
         )
     return value
 
@@ -77,8 +79,8 @@ def bounded(_: click.Context, option: click.Parameter, value: float | None) -> f
     if value is None or value == 0 or _LEAST <= abs(value) <= _MOST:
         return value
     if abs(value) < _LEAST:
-        raise click.BadParameter(f"{value} is neither 0 nor {_LEAST:g} or more.", param=option)
-    raise click.BadParameter(f"{value} is no number up to {_MOST:g}.", param=option)
+        raise click.BadParameter(f"{value} must be 0, or at least {_LEAST:g}.", param=option)
+    raise click.BadParameter(f"{value} must be a number up to {_MOST:g}.", param=option)
 
 
 def listen_address(listen: str) -> tuple[str, int]:

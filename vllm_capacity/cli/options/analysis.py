@@ -33,7 +33,7 @@ def json_options(command: Callable[..., Any]) -> Callable[..., Any]:
         show_default=True,
         help="Keys of --json; 1 is deprecated.",
     )
-    flag = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+    flag = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
     return flag(version(command))
 
 
@@ -55,13 +55,13 @@ def as_text(result: object, schema_version: str = str(SCHEMA_VERSION)) -> str:
 
 
 _RANGE = (
-    click.option("--start", help="Start time, ISO 8601; UTC without an offset."),
-    click.option("--end", help="End time; a sample at it is outside."),
+    click.option("--start", help="Start time, ISO 8601 (UTC if it has no offset)."),
+    click.option("--end", help="End time, exclusive."),
 )
 _EXACT = click.option(
     "--exact",
     is_flag=True,
-    help="Read every scrape of a range over six hours, too: slower, in steps under a minute.",
+    help="Read every scrape even for ranges over six hours: slower, with steps under a minute.",
 )
 
 
@@ -79,7 +79,7 @@ def one_window(argument: str | None, option: str | None) -> str:
         )
     named = argument if option is None else option
     if named is None:
-        raise InputError("Say which window, by its name or path: WINDOW, or --window WINDOW.")
+        raise InputError("Give a window by name or path: WINDOW, or --window WINDOW.")
     return named
 
 

@@ -145,7 +145,7 @@ class SourceSettings:
         default=None,
         metadata=_about(
             "--from",
-            "URL of a server, path or s3:// of a store's root.",
+            "Source: URL of a server, or path or s3:// URL of a Parseable store's root.",
             key="from",
             check=_check_origin,
         ),
@@ -153,31 +153,31 @@ class SourceSettings:
     stream: str | None = field(
         default=None,
         metadata=_about(
-            "--stream", "Parseable's stream; leave it out for Prometheus.", callback=stream_name
+            "--stream", "Parseable's stream; not needed for Prometheus.", callback=stream_name
         ),
     )
     is_full: bool | None = field(
         default=None,
         metadata=_about(
             "--full/--thinned",
-            "Pull every sample, or from 3 h on only the states of counters per minute.",
+            "Pull every sample, or, from 3 h on, only one state of each counter per minute.",
             key="full",
         ),
     )
     profile: Path | None = field(
-        default=None, metadata=_about("--profile", "Settings file of mode 0600.", type=FILE)
+        default=None, metadata=_about("--profile", "File with credentials, mode 0600.", type=FILE)
     )
     match: str | None = field(
         default=None,
         metadata=_about(
             "--match",
-            "Only these series of a Prometheus, as '{namespace=\"team-a\"}'.",
+            "Only these series of a Prometheus, such as '{namespace=\"team-a\"}'.",
             check=_check_match,
         ),
     )
     tenant: str | None = field(
         default=None,
-        metadata=_about("--tenant", "X-Scope-OrgID of a Mimir or Thanos.", check=_check_tenant),
+        metadata=_about("--tenant", "X-Scope-OrgID for Mimir or Thanos.", check=_check_tenant),
     )
     ca: Path | None = field(
         default=None,
@@ -211,20 +211,20 @@ class DaySettings:
         default="24h",
         metadata=_about(
             "--last",
-            "A page for each day that the last 24h, 7d touch and that is over.",
+            "Report each day within the last 24h, 7d, … that is complete.",
             check=parse_duration_seconds,
             show_default=True,
         ),
     )
     has_today: bool = field(
         default=False,
-        metadata=_about("--today", "Also today, as far as it went.", key="today", is_flag=True),
+        metadata=_about("--today", "Also report today so far.", key="today", is_flag=True),
     )
     zone: str = field(
         default="UTC",
         metadata=_about(
             "--tz",
-            "Time zone of days, of hours of the week and of charts, such as Europe/Berlin.",
+            "Time zone for days, hours of the week and charts, such as Europe/Berlin.",
             key="time_zone",
             check=time_zone,
             show_default=True,
@@ -234,7 +234,7 @@ class DaySettings:
         default="1d",
         metadata=_about(
             "--late",
-            "How late samples may arrive: until then, a day is looked at again.",
+            "How late samples may arrive; until then, a day is pulled again.",
             check=parse_duration_seconds,
             show_default=True,
         ),
@@ -243,7 +243,7 @@ class DaySettings:
         default=Path("windows"),
         metadata=_about(
             "--windows",
-            "The folder that keeps a window for each day.",
+            "Folder for the daily windows.",
             show_default=True,
             type=click.Path(path_type=Path),
             callback=local_path,
@@ -253,7 +253,7 @@ class DaySettings:
         default=None,
         metadata=_about(
             "--keep",
-            "Remove the windows of days that ended longer ago, such as 30d.",
+            "Remove daily windows older than this, such as 30d.",
             check=parse_duration_seconds,
         ),
     )
@@ -261,17 +261,17 @@ class DaySettings:
 
 @dataclass(frozen=True)
 class PriceSettings:
-    """[price]: what a GPU-hour costs, one way of three, and the GPUs of an engine."""
+    """[price]: the price of a GPU-hour (give one of the first three), and the GPUs per engine."""
 
     usd_per_hour: float | None = field(
         default=None,
-        metadata=_about("--usd-per-hour", "Price of one GPU for an hour."),
+        metadata=_about("--usd-per-hour", "Price per GPU-hour, USD."),
     )
     price: str | None = field(
         default=None,
         metadata=_about(
             "--price",
-            "A row of data/gpu_prices.csv, matched by words in it, or an interval: '1.2 to 1.9'.",
+            "Words that match one row of data/gpu_prices.csv, or an interval: '1.2 to 1.9'.",
             check=_check_price,
         ),
     )
@@ -279,26 +279,26 @@ class PriceSettings:
         default=None,
         metadata=_about(
             "--fleet",
-            "Mapping file: GPUs and price of each instance, from when to when (CSV or YAML).",
+            "Mapping file with GPUs and price of each instance over time (CSV or YAML).",
             check=_check_fleet,
             type=FILE,
         ),
     )
     gpus_per_engine: float = field(
         default=1.0,
-        metadata=_about("--gpus-per-engine", "GPUs of one engine.", show_default=True),
+        metadata=_about("--gpus-per-engine", "GPUs per engine.", show_default=True),
     )
 
 
 @dataclass(frozen=True)
 class HardwareSettings:
-    """[hardware]: what engines run on and serve, where labels of their targets do not say so."""
+    """[hardware]: GPU and model of the engines, if labels of their targets do not name them."""
 
     gpu: str | None = field(
         default=None,
         metadata=_about(
             "--gpu",
-            "What it ran on, such as A100-80GB-PCIe; vLLM does not export it.",
+            "GPU of the engines, such as A100-80GB-PCIe; vLLM does not export it.",
             check=_check_gpu,
         ),
     )
@@ -306,7 +306,7 @@ class HardwareSettings:
         default=None,
         metadata=_about(
             "--model",
-            "Its name in data/llms.csv, where the served name is none.",
+            "Model as named in data/llms.csv, if the served name differs.",
             check=_check_model,
         ),
     )
@@ -314,13 +314,13 @@ class HardwareSettings:
 
 @dataclass(frozen=True)
 class PageSettings:
-    """[report]: where pages go, and what they are made with."""
+    """[report]: where reports are written, and what they contain."""
 
     out: Path = field(
         default=Path("reports"),
         metadata=_about(
             "--out",
-            "The folder the page and the index go to.",
+            "Folder for the report and the index.",
             show_default=True,
             type=click.Path(file_okay=False, path_type=Path),
         ),
@@ -329,14 +329,14 @@ class PageSettings:
         default=None,
         metadata=_about(
             "--notebook",
-            "A notebook: its path, or the name of a shipped one. [default: cost-report.ipynb]",
+            "Notebook: a path, or the name of an included one. [default: cost-report.ipynb]",
         ),
     )
     has_appendix: bool = field(
         default=False,
         metadata=_about(
             "--appendix",
-            "Print, too, the tables behind the charts and how each figure is computed.",
+            "When printing, include the tables behind the charts and how figures are computed.",
             key="appendix",
             is_flag=True,
         ),
@@ -345,7 +345,7 @@ class PageSettings:
         default=False,
         metadata=_about(
             "--pdf",
-            "Also print the page to a PDF, by Chromium or Chrome.",
+            "Also write a PDF (needs Chromium or Chrome).",
             key="pdf",
             is_flag=True,
         ),
@@ -354,43 +354,43 @@ class PageSettings:
         default=False,
         metadata=_about(
             "--csv",
-            "Also write all rows behind the charts and tables: PAGE.csv.zip, beside the page.",
+            "Also write all rows behind charts and tables, as PAGE.csv.zip beside the report.",
             key="csv",
             is_flag=True,
         ),
     )
     group: str | None = field(
         default=None,
-        metadata=_about("--by", "A table by this label, too, such as team or namespace.", key="by"),
+        metadata=_about("--by", "Add a table by this label, such as team or namespace.", key="by"),
     )
     against: str | None = field(
         default=None,
         metadata=_about(
             "--against",
-            "What changed since: a window (NAME, NAME@START..END), a day, or 7d: a week before.",
+            "Compare with a window (NAME, NAME@START..END), a day, or 7d: a week earlier.",
         ),
     )
 
 
 @dataclass(frozen=True)
 class CostSettings:
-    """[cost]: how the bill is shared out."""
+    """[cost]: how the bill is divided."""
 
     by: str = field(
         default="engine",
-        metadata=_about("--by", "engine, instance, model, a label.", show_default=True),
+        metadata=_about("--by", "engine, instance, model, or a label.", show_default=True),
     )
 
 
 @dataclass(frozen=True)
 class InvoiceSettings:
-    """[invoice]: what the cloud charged, which the bill is reconciled with."""
+    """[invoice]: the cloud's charges, with which the bill is reconciled."""
 
     invoice: Path | None = field(
         default=None,
         metadata=_about(
             "--invoice",
-            "What the cloud charged (CSV, Parquet): names the difference.",
+            "The cloud's charges (CSV, Parquet), to explain the difference from the bill.",
             key="file",
             type=FILE,
         ),
@@ -399,7 +399,7 @@ class InvoiceSettings:
         default="",
         metadata=_about(
             "--invoice-columns",
-            "Its column names: cost=Charge,start=Day,end=…,hours=…",
+            "Column names in the invoice: cost=Charge,start=Day,end=…,hours=…",
             key="columns",
             metavar="NAME=COLUMN,…",
             check=_check_invoice_columns,
@@ -409,14 +409,14 @@ class InvoiceSettings:
 
 @dataclass(frozen=True)
 class UsageSettings:
-    """[usage]: what gateways logged of requests, and how it is read (the bill by tenant)."""
+    """[usage]: gateways' logs of requests, and how to read them (for cost by tenant)."""
 
     files: tuple[Path, ...] = field(
         default=(),
         metadata=_about(
             "--usage",
-            "A gateway's usage log: LiteLLM, Envoy, nginx, CSV, Parquet; repeatable; or a pattern, "
-            "as 'spend-*.csv', 'spend-{day}.csv'.",
+            "A gateway's usage log (LiteLLM, Envoy, nginx, CSV, Parquet), or a pattern such as "
+            "'spend-*.csv' or 'spend-{day}.csv'; repeatable.",
             multiple=True,
             type=FILE,
         ),
@@ -432,13 +432,13 @@ class UsageSettings:
     )
     log_format: str | None = field(
         default=None,
-        metadata=_about("--usage-log-format", "nginx's log_format, where the log is its text."),
+        metadata=_about("--usage-log-format", "nginx's log_format, if the log is in that format."),
     )
     models: str = field(
         default="",
         metadata=_about(
             "--usage-models",
-            "Served models by their names in the log: fast=Qwen/Qwen3-8B.",
+            "Names in the log of served models: fast=Qwen/Qwen3-8B.",
             metavar="NAME=MODEL,…",
             check=_check_pairs,
         ),
@@ -447,7 +447,7 @@ class UsageSettings:
         default="shared",
         metadata=_about(
             "--idle",
-            "Idle cost: shared in proportion to use, or kept apart.",
+            "Idle cost: shared in proportion to use, or listed separately.",
             type=click.Choice(["shared", "apart"]),
             show_default=True,
         ),
@@ -456,17 +456,19 @@ class UsageSettings:
 
 @dataclass(frozen=True)
 class AlertSettings:
-    """[alerts]: over which time rules look, other thresholds than theirs, and who is told."""
+    """[alerts]: the time range that rules evaluate, changed thresholds, and who is notified."""
 
     over: str = field(
         default="5m",
-        metadata=_about("--over", "The window's last 5m, 1h, or `all`.", show_default=True),
+        metadata=_about(
+            "--over", "Evaluate the window's last 5m, 1h, or `all`.", show_default=True
+        ),
     )
     above: tuple[str, ...] = field(
         default=(),
         metadata=_about(
             "--above",
-            "Another threshold; may be given again.",
+            "Change a rule's threshold; repeatable.",
             multiple=True,
             metavar="ALERT=NUMBER",
             check=_check_thresholds,
@@ -476,7 +478,7 @@ class AlertSettings:
         default=(),
         metadata=_about(
             "--below",
-            "The threshold of headroom or days-left; may be given again.",
+            "Change the threshold of headroom or days-left; repeatable.",
             multiple=True,
             metavar="ALERT=NUMBER",
             check=_check_lower_thresholds,
@@ -485,14 +487,14 @@ class AlertSettings:
     alertmanager: str | None = field(
         default=None,
         metadata=_about(
-            "--alertmanager", "Tell the Alertmanager at this URL, too.", check=_check_origin
+            "--alertmanager", "Also send alerts to this Alertmanager URL.", check=_check_origin
         ),
     )
     labels: tuple[str, ...] = field(
         default=(),
         metadata=_about(
             "--label",
-            "A label of what Alertmanager is told; may be given again.",
+            "Label to add to alerts sent to Alertmanager; repeatable.",
             multiple=True,
             metavar="NAME=VALUE",
         ),
@@ -512,7 +514,7 @@ class AlertSettings:
         default=Path("vllm-capacity-told.json"),
         metadata=_about(
             "--told",
-            "The file that records what --notify sent, so that nothing is sent twice.",
+            "File that records what --notify sent, so that nothing is sent twice.",
             show_default=True,
             type=click.Path(dir_okay=False, path_type=Path),
             callback=local_path,
@@ -522,7 +524,7 @@ class AlertSettings:
         default="25h",
         metadata=_about(
             "--lasts",
-            "How long an alert fires there when no later run says otherwise.",
+            "How long an alert stays firing in Alertmanager without an update.",
             check=parse_duration_seconds,
             show_default=True,
         ),
@@ -548,7 +550,7 @@ _PUTS_OUT: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(_PRICES, _PRICES),
     "origin": ("stream", "is_full", "profile"),
 }
-"""The file's settings that an option on the command line replaces: other ways to say the same."""
+"""The file's settings that a command-line option replaces, because they mean the same."""
 
 VERBS = ("alerts", "cost", "figures", "plan", "pull", "report", "tenants")
 """The commands that read the settings file."""
