@@ -1,4 +1,4 @@
-"""How many replicas can go, utilization and idle dollars, against fleets whose truth is known.
+"""Removable replicas, utilization and idle dollars, against fleets whose truth is known.
 
     python -m bench.fleet_truth [--wide] [--replays] [--fleets N] [--first N] [--seed S]
                                 [--longest-hours H] [--csv FILE] [--processes N]

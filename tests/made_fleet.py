@@ -58,7 +58,7 @@ def written(seed: int, path: Path) -> dict[str, Kept]:
 
 
 def lopsided(seed: int) -> Fleet:
-    """Eight replicas of which a balancer knows two, which a rush fills: the others can go."""
+    """Eight replicas; a load balancer uses two, filled by a rush: the others can be removed."""
     rng = np.random.default_rng((seed, 67))
     full = 2 * truths()["cpu-small", "tiny"].requests_per_second
     law = loads.spells(0.3 * full, float(rng.uniform(0.9, 1.3)) * full, [(400.0, 800.0)])

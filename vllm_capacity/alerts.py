@@ -199,7 +199,7 @@ def _cost(watched: Watched) -> Observed:
 def _idle(watched: Watched) -> Observed:
     hours = watched.answer.window.hours
     if not hours:
-        return Observed(None, reason="the stretch is one scrape")
+        return Observed(None, reason="the stretch has only one scrape")
     return _of(watched.answer.cost.idle_usd, 24 / hours)
 
 
@@ -294,7 +294,7 @@ def _growth(after: Analysis) -> Observed:
     length, begin = timedelta(seconds=after.time_range.seconds), after.time_range.start
     if after.window.extent.start > begin - length:
         return Observed(
-            None, reason="the window does not reach back to a stretch as long before it"
+            None, reason="the window does not include an equally long stretch before this one"
         )
     before = type(after).of(after.window, begin - length, begin, after.assumptions)
     change = compare(before, after).cost_at_same_load

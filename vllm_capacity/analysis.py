@@ -281,7 +281,7 @@ class Analysis:
         ]
         seconds = latency.sound_total(timed, self.time_range)
         if seconds is None:
-            return "prefills were not timed soundly (vllm:request_prefill_time_seconds)"
+            return "prefill times were not measured reliably (vllm:request_prefill_time_seconds)"
         counted = self.counted(engines)
         prompt, computed = counted.prompt_tokens, counted.computed_tokens
         ratio = 1.0 if computed is None or not prompt else min(1.0, computed / prompt)

@@ -27,7 +27,7 @@ from vllm_capacity.verdicts.saturation.capacity import headroom, utilization
 from vllm_capacity.verdicts.saturation.fit import Saturation
 
 ATTAINMENT_GOAL = 0.95
-"""The share of observations that is to be within a target: targets are of the 95th percentile."""
+"""The share of observations that must be within a target: targets are for the p95."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -250,5 +250,5 @@ def schema() -> dict[str, Any]:
         one["description"] = cleandoc(one.get("description", ""))
         if "properties" in one:
             one["required"] = list(one["properties"])  # fields with a default are written, too
-    title = "What vllm-capacity says of one window"
+    title = "The answer of vllm-capacity for one window"
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title, **made}

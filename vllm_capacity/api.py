@@ -98,7 +98,7 @@ class Window:
         InputError if nothing of the window lies in it.
         """
         if not isinstance(times, slice) or times.step is not None:
-            raise InputError(f'A window is cut by two times, w["08:10":"08:20"], not {times!r}.')
+            raise InputError(f'A window is sliced by two times, w["08:10":"08:20"], not {times!r}.')
         start, end = (_instant(each, self.time_range.start) for each in (times.start, times.stop))
         first = max(filter(None, (start, self.time_range.start)))
         until = min(filter(None, (end, self.time_range.end)))

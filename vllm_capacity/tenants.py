@@ -234,7 +234,7 @@ def _idle(analysis: Analysis) -> str:
     span = analysis.time_range
     return (
         f"The servers generated no output from {iso(span.start)} to {iso(span.end)}: the whole "
-        f"bill{bill} is idle cost, and there is no use to share it by."
+        f"bill{bill} is idle cost, with no use to divide it by."
     )
 
 
@@ -426,13 +426,13 @@ def _notes(pools: Sequence[_Pool], rows: pl.DataFrame) -> list[str]:
         if output > _MORE_THAN_COUNTED * counted:
             notes.append(
                 f"rows of {pool.model} have {output:,.0f} output tokens, its servers counted "
-                f"{counted:,.0f}: the log has use of other servers, or of another time zone"
+                f"{counted:,.0f}: the log includes other servers, or is in another time zone"
             )
     unsure = rows.filter(pl.col("cached_tokens").is_null())["prompt_tokens"].sum()
     if unsure and any(_has_cache(pool.counted) for pool in pools):
         notes.append(
-            "prompts whose cached part the log does not tell are taken as cached as the servers' "
-            "mean; the intervals say what it may be"
+            "prompts whose cached part is not logged are assumed to be cached like the servers' "
+            "mean; the intervals allow for any share"
         )
     return notes
 

@@ -1,10 +1,10 @@
-"""What the package says of a made-up fleet, held against its truth and against replays.
+"""The package's answers for a simulated fleet, compared with its truth and with replays.
 
-A recommendation is "at least N of these replicas can go". Its truth is what happens: the requests
-of the window are served again by the replicas that stay, the slowest of them. It is wrong where
-requests wait for seconds, or the latency target is missed, and neither was so on all replicas.
-`simulated` counts those of which the package's own replay (verdicts/replay.py) says something,
-`simulated_right` those of which it says what happened.
+A recommendation is "at least N of these replicas can be removed". To test it, the requests of the
+window are served again by the remaining replicas, the slowest ones. It is wrong if requests wait
+for seconds, or the latency target is missed, and neither was so on all replicas. `simulated` counts
+recommendations for which the package's own replay (verdicts/replay.py) has a result,
+`simulated_right` those whose result is what happened.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How many replicas can go: carried out on the requests of the window, by servers of other laws.
+"""Removable replicas: tested on the requests of the window, by servers of other laws.
 
 The full trial, with fleets of all sizes and lengths, is `python -m bench.fleet_truth`.
 """

@@ -1,4 +1,4 @@
-"""How many replicas can go: never more than the busiest time allows."""
+"""How many replicas can be removed: never more than the busiest time allows."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -42,7 +42,7 @@ def asked(hour: float, most: float | None = None, seconds: float = QUARTER_SECON
             {"m": Pool(8, asked(100), LEAST, PRICE)}, (5, None, None), (240, None, None), id="bound"
         ),
         pytest.param(
-            {"m": Pool(2, asked(100), KNOWN, PRICE)}, (0, 0, 0), (0, 0, 0), id="none can go"
+            {"m": Pool(2, asked(100), KNOWN, PRICE)}, (0, 0, 0), (0, 0, 0), id="none can be removed"
         ),
         pytest.param(
             {"m": Pool(4, NONE, UNKNOWN, PRICE)}, (3, 3, 3), (144, 144, 144), id="nobody asked"
@@ -128,25 +128,29 @@ def test_one_of_several_replicas_costs_between_the_cheapest_and_the_dearest():
     [
         pytest.param(
             Pool(8, asked(100, 120), KNOWN, PRICE),
-            "At least 4 of 8 replicas can go: at least $192 per day. The busiest quarter-hour, "
-            "from 24 Nov 2026 00:00 UTC, took 120 output tokens/s; a replica gives at least 90.0, "
-            "of which 50\u00a0% stays free, and 1 replica may fail.",
+            "At least 4 of 8 replicas can be removed: at least $192 per day. The busiest "
+            "quarter-hour, from 24 Nov 2026 00:00 UTC, needed 120 output tokens/s; a replica "
+            "provides at least 90.0, of which 50\u00a0% stays free, and 1 replica may fail.",
             id="an interval",
         ),
         pytest.param(
-            Pool(8, asked(100), LEAST, UNKNOWN), "At least 5 of 8 replicas can go. ", id="no price"
+            Pool(8, asked(100), LEAST, UNKNOWN),
+            "At least 5 of 8 replicas can be removed. ",
+            id="no price",
         ),
         pytest.param(
             Pool(4, asked(100, 140), KNOWN, PRICE),
-            "Up to 1 of 4 replicas can go: up to $48.00 per day. ",
+            "Up to 1 of 4 replicas can be removed: up to $48.00 per day. ",
             id="perhaps one",
         ),
         pytest.param(
-            Pool(2, asked(100), KNOWN, PRICE), "No replica of 2 can go. ", id="none can go"
+            Pool(2, asked(100), KNOWN, PRICE),
+            "None of the 2 replicas can be removed. ",
+            id="none can be removed",
         ),
         pytest.param(
             Pool(2, asked(100), LEAST, PRICE),
-            "It is not known how many replicas can go, because light load.",
+            "It is not known how many replicas can be removed, because light load.",
             id="a bound that allows none",
         ),
         pytest.param(Pool(1, asked(1), KNOWN, PRICE), "", id="a single replica has no peers"),

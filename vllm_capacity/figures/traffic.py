@@ -185,7 +185,7 @@ def failures(window: Window, *, time_range: TimeRange) -> Failures:
     increases = traffic.counter_increases(window, traffic.COUNTERS, time_range=time_range)
     return Failures(
         http_5xx_ratio=_http_share(
-            increases, "5xx", "a lower bound: a stream that breaks after its head counts as 2xx"
+            increases, "5xx", "a lower bound: a stream that breaks after its headers counts as 2xx"
         ),
         http_4xx_ratio=_http_share(
             increases, "4xx", "errors of the clients: bad parameters, unknown model, too long"
@@ -216,7 +216,7 @@ def _error_share(increases: pl.DataFrame) -> Estimate:
         return Estimate.unknown("this vLLM does not count errors (it does from 0.13 on)")
     if not finished:
         return Estimate.unknown("no request finished")
-    blind_spot = "blind to requests refused before the engine and to clients that left"
+    blind_spot = "without requests refused before the engine and clients that disconnected"
     counted = f"{by_reason['error']:,.0f} of {finished:,.0f} finished requests"
     return Estimate.exact(by_reason["error"] / finished, counted, blind_spot)
 
@@ -225,7 +225,7 @@ def _rejected(increases: pl.DataFrame) -> Estimate:
     rejected = traffic.total(increases, REJECTIONS)
     if rejected is None:
         return Estimate.unknown("this vLLM does not count rejections (it does from 0.32 on)")
-    return Estimate.exact(rejected, "refused at admission; a proxy's own refusals are not in it")
+    return Estimate.exact(rejected, "refused at admission; a proxy's own refusals are not included")
 
 
 def _abandoned(window: Window, increases: pl.DataFrame, time_range: TimeRange) -> Estimate:
@@ -247,7 +247,7 @@ def _abandoned(window: Window, increases: pl.DataFrame, time_range: TimeRange) -
     basis = (
         f"{open_streams:,.0f} first tokens more than finished requests",
         f"{at_start:,.0f} requests running at the start and {at_end:,.0f} at the end",
-        "blind to clients that left before a first token",
+        "without clients that disconnected before a first token",
     )
     low, mid, high = (
         max(0.0, open_streams + delta) for delta in (-at_end, at_start - at_end, at_start)

@@ -39,8 +39,5 @@ def next_text(proposed: Sequence[NextLoad], commands: Sequence[str], *, width: i
 
 def _left(each: NextLoad) -> str:
     if each.high_over_low is None:
-        return " It takes three loads to see how throughput bends."
-    return (
-        f" Expected to leave an interval of the capacity whose ends lie {each.high_over_low:.2f} × "
-        "apart."
-    )
+        return " Three loads are needed to see how throughput bends."
+    return f" Expected to narrow the capacity's interval to high ÷ low = {each.high_over_low:.2f}."

@@ -131,7 +131,7 @@ def plan_text(analysis: Analysis, plan: Plan, *, width: int = _WIDTH) -> str:
         _paragraphs(queue_check(plan).sentences, width),
         "What if?\n" + sensitivity_table(plan).to_text(width),
         "Which GPUs?\n" + _gpus(plan, width),
-        "For how long is it enough?\n" + forecast_table(plan).to_text(width),
+        "How long will capacity last?\n" + forecast_table(plan).to_text(width),
     )
 
 

@@ -127,10 +127,10 @@ def change(before: pl.DataFrame, after: pl.DataFrame, figure: str) -> Change:
     """
     sides = [_observed(each, figure) for each in (before, after)]
     if nowhere := [side for side, each in zip("AB", sides, strict=True) if each.is_empty()]:
-        return _unknown(f"nothing of it was observed in {' and '.join(nowhere)}")
+        return _unknown(f"it was not observed in {' and '.join(nowhere)}")
     if any(each.height < _FEWEST_STEPS for each in sides):
         fewest = min(each.height for each in sides)
-        return _unknown(f"only {fewest} steps observed it on one side; it takes {_FEWEST_STEPS}")
+        return _unknown(f"only {fewest} steps observed it on one side; it needs {_FEWEST_STEPS}")
     shared = _same_loads(*sides)
     if min(each.height for each in shared) < _FEWEST_STEPS:
         return _unknown(f"the two had hardly any load in common: {_loads(sides)}")
@@ -267,7 +267,7 @@ def _fitted(sides: tuple[pl.DataFrame, pl.DataFrame], figure: str) -> Change:
     scores = (columns * residuals[:, None]) @ inverse[0]
     half = _half(sides, scores)
     if half is None:
-        return _unknown(f"under {FEWEST_BLOCKS} separate times at a load that both have seen")
+        return _unknown(f"under {FEWEST_BLOCKS} separate times at a load seen on both sides")
     steps = " and ".join(f"{each.height:,}" for each in sides)
     return _known(float(found[0]), half, f"{steps} steps at the same loads and lengths")
 

@@ -121,7 +121,7 @@ def demand_seen(steps: pl.DataFrame, quantile: float) -> Estimate:
     if queued:
         basis.append(
             f"in {len(queued)} of the {len(busiest)} busiest, requests waited (up to "
-            f"{max(queued):.0f}): this is what was served, more may have been asked for"
+            f"{max(queued):.0f}): this is what was served; demand may have been higher"
         )
     return seen.map(lambda rate: rate, *basis)
 
@@ -136,9 +136,7 @@ def replicas(demand: Estimate, capacity: Estimate, policy: Policy) -> Estimate:
     load = demand.scaled(policy.lead_factor)
     basis = [f"{policy.headroom_ratio:.0%} headroom", f"{policy.spare_replicas} spare"]
     if policy.lead_factor > 1:
-        basis.append(
-            f"demand {policy.lead_factor - 1:.1%} higher by the time a replica has started"
-        )
+        basis.append(f"demand {policy.lead_factor - 1:.1%} higher when a new replica has started")
     ratio = load.divided_by(each, *basis)
     if ratio.high is not None and ratio.high > MAX_REPLICAS:
         return Estimate.unknown(f"more than {MAX_REPLICAS:,} replicas: {ratio.sources}")
@@ -286,7 +284,7 @@ def _needed(pool: Pool, policy: Policy) -> Estimate:
     """The replicas that the busiest time required; at least one, spares included."""
     if pool.busiest.demand.high == 0:
         least = max(1, policy.spare_replicas)
-        return Estimate.exact(least, "nothing was asked for; one replica stays")
+        return Estimate.exact(least, "no demand; one replica stays")
     return replicas(pool.busiest.demand, pool.capacity, policy).map(lambda count: max(1.0, count))
 
 
@@ -349,7 +347,7 @@ def busiest(steps: pl.DataFrame, *, is_latency_bound: bool) -> BusyTime:
     most, start = _most(together, seconds, pl.col("tokens").sum() + queued)
     hour = min(most, _most(together, HOUR_SECONDS, pl.col("tokens").sum())[0])
     words = "minute" if seconds == MINUTE_SECONDS else "quarter-hour"
-    basis = f"the busiest hour; at most the busiest {words}, with what waited in it"
+    basis = f"the busiest hour; at most the busiest {words}, with its waiting requests"
     return BusyTime(Estimate.between(hour, hour, most, basis), start, seconds)
 
 
@@ -437,7 +435,7 @@ def _kv_share(
 def _tighter(time: float, kv: float | None) -> Change:
     if kv is not None and kv < time:
         return Change(capacity=kv, basis="KV tokens per request, before ÷ after, at worst")
-    return Change(capacity=time, basis="engine time a request, before ÷ after")
+    return Change(capacity=time, basis="engine time per request, before ÷ after")
 
 
 @dataclass(frozen=True, repr=False)
@@ -541,8 +539,8 @@ def _carried(capacity: Estimate, working: int, policy: Policy) -> Estimate:
 
 def _months(times: Estimate, growth: float) -> Estimate:
     if growth == 0:
-        return Estimate.unknown("demand is taken not to grow")
+        return Estimate.unknown("demand is assumed not to grow")
     if times.low is not None and times.low <= 0:
-        return Estimate.unknown("they carry nothing")
+        return Estimate.unknown("they have no load")
     basis = f"demand growing by {growth:.0%} per month"
     return times.map(lambda ratio: math.log(ratio) / math.log1p(growth), basis)

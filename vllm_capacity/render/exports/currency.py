@@ -58,5 +58,5 @@ def parse_currency(text: str) -> Currency:
             "(what one US dollar was worth, and when)."
         ) from None
     if not (math.isfinite(rate) and rate > 0):
-        raise InputError(f"A rate is above 0, not {found[2]}, in {text!r}.")
+        raise InputError(f"A rate must be above 0, not {found[2]}, in {text!r}.")
     return Currency(found[1].upper(), rate, day)

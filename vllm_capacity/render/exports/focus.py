@@ -131,7 +131,7 @@ def _charges(engine: str, part: CostShare) -> list[_Charge]:
     whole = allocation_usd(usage, part.usd_per_gpu_hour)
     if whole.mid is None:
         raise InputError(
-            f"The cost of {engine} is not known, and FOCUS cannot say so: {whole.reason}."
+            f"The cost of {engine} is not known, and FOCUS cannot express that: {whole.reason}."
         )
     if not usage.gpu_hours:
         return []

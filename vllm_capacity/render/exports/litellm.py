@@ -50,8 +50,8 @@ def litellm_json(
     """The prices by served model, each with its window; `of` names the whole in errors."""
     if currency.code != "USD":
         raise InputError(
-            f"LiteLLM reckons in US dollars, so a price file in {currency.code} would be misread; "
-            "leave --currency away."
+            f"LiteLLM calculates in US dollars, so a price file in {currency.code} would be "
+            "misread; remove --currency."
         )
     found, why = {}, "no engine was billed"
     for model, (costs, measured) in parts.items():

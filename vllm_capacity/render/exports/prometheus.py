@@ -129,12 +129,13 @@ def _metrics(found: Exposed, currency: Currency) -> Iterator[_Metric]:
     costs, engines = found.costs, found.engines
     yield _Metric(
         "cost_per_million_tokens",
-        "What a million tokens cost: the bill on all output or all tokens, or split between both.",
+        "Cost per million tokens: the bill over output tokens or all tokens, or split between "
+        "both.",
         tuple(_per_million(costs, money, currency)),
     )
     yield _Metric(
         "engine_cost_per_million_output_tokens",
-        "What a million output tokens cost, by engine; its whole bill.",
+        "Cost per million output tokens by engine, idle included.",
         tuple(
             ({**money, "engine": name}, currency.of(each.usd_per_million_output_tokens))
             for name, each in engines.items()
@@ -145,7 +146,7 @@ def _metrics(found: Exposed, currency: Currency) -> Iterator[_Metric]:
     )
     yield _Metric(
         "idle_cost",
-        "What was paid for capacity that nobody used.",
+        "Cost of capacity that nobody used.",
         _one(money, currency.of(costs.idle_usd)),
     )
     yield _Metric(
@@ -163,18 +164,18 @@ def _metrics(found: Exposed, currency: Currency) -> Iterator[_Metric]:
     )
     yield _Metric(
         "capacity_output_tokens_per_second",
-        "Output tokens per second that the fleet can do at most.",
+        "Maximum output tokens per second of the fleet.",
         _one({}, found.capacity),
     )
     served = found.output_tokens_per_second
     yield _Metric(
         "output_tokens_per_second",
-        "Output tokens per second that the fleet did on average.",
+        "Mean output tokens per second of the fleet.",
         () if served is None else _one({}, Estimate.exact(served)),
     )
     yield _Metric(
         "window_end_timestamp_seconds",
-        "When the window ended that these figures are of.",
+        "End of the window that these figures describe.",
         _one({}, Estimate.exact(found.end.timestamp())),
     )
 

@@ -110,7 +110,7 @@ def read_reports(path: Path) -> Reports:
         report = page_metadata(page)
         time_range = None if report is None else report.line.time_range
         if report is None or time_range is None:
-            notes.append(f"{page.name} is left out: it is no report, or was changed.")
+            notes.append(f"{page.name} is skipped: it is not a report, or was modified.")
         else:
             nights.append(Night(page.name, report, time_range))
     if not nights:
@@ -121,7 +121,7 @@ def read_reports(path: Path) -> Reports:
         if twin is None:
             taken.append(night)
         else:
-            notes.append(f"{night.page} is left out: {twin.page} has its servers at that time.")
+            notes.append(f"{night.page} is skipped: {twin.page} covers its servers at that time.")
     taken.sort(key=lambda night: (night.time_range.start, night.page))
     return Reports(path.name or str(path), tuple(taken), tuple(notes))
 
@@ -170,10 +170,10 @@ def _lacking(found: Reports, to: str) -> Iterator[str]:
     nights = found.newest if to in _OF_NOW else found.nights
     without = [night.page for night in nights if night.use is None]
     if without:
-        less = "only figures of the first screen are told" if to in _OF_SCREENS else "left out"
+        less = "only the summary figures are included" if to in _OF_SCREENS else "left out"
         yield (
-            f"No bill is kept in {listed(without)}, of an earlier release or another notebook: "
-            f"{less}. Make it again from the window: report WINDOW --price …."
+            f"{listed(without)} has no stored bill, being from an earlier release or another "
+            f"notebook: {less}. Make it again from the window: report WINDOW --price …."
         )
 
 
@@ -182,8 +182,8 @@ def _with_use(nights: Sequence[Night], found: Reports) -> list[tuple[Night, Bill
     kept = [(night, use) for night in nights if (use := night.use) is not None]
     if not kept:
         raise InputError(
-            f"No report in {found.name} keeps what its bill is made of: each is of an earlier "
-            "release, or of another notebook. Make them again from their windows: report WINDOW "
+            f"No report in {found.name} has the data behind its bill: each is from an earlier "
+            "release, or from another notebook. Make them again from their windows: report WINDOW "
             "--price …."
         )
     return kept
@@ -202,7 +202,7 @@ def report_table(found: Reports, currency: Currency) -> Table:
     """
     names = list(dict.fromkeys(name for night in found.nights for name in night.figures))
     if not names:
-        raise InputError(f"The reports in {found.name} hold no figures: none shows tiles.")
+        raise InputError(f"The reports in {found.name} have no figures: none shows tiles.")
     heads = (
         *("page", "series", "window", "start", "end", "models", "engines", "price"),
         *("is_simulated", "has_bill", *_COUNTS, *map(currency.renamed, names)),
@@ -277,7 +277,7 @@ def _billings(night: Night, use: BilledUse) -> Iterator[Billing]:
             name: each.as_paid if len(cut) == 1 else _cut(each, month, cut)
             for name, each in use.engines.items()
         }
-        note = "" if len(cut) == 1 else "a night over the end of a month, cut by billed hours"
+        note = "" if len(cut) == 1 else "a night across the end of a month, split by billed hours"
         yield Billing(parts, models, month, note=note)
 
 
@@ -311,7 +311,7 @@ def _lines(night: Night, currency: Currency) -> Iterator[str]:
     yield f"Price: {_for_chats(line.price or 'not told')}{rate}"
     yield ""
     if not night.report.tiles:
-        yield "This report holds no figures."
+        yield "This report has no figures."
     for tile in night.report.tiles:
         shown = _shown(tile) if currency.day is None else _in_other_money(tile, currency)
         change = _change(tile, currency)

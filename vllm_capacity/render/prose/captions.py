@@ -66,7 +66,7 @@ def regimes_by_step(step_seconds: float, engines: Sequence[EngineTime], *, is_mi
     It ends a sentence. `is_mixed`: a step shows the shares of all its regimes, not one color.
     """
     text = f"; a cell is {_step(step_seconds)}, in the color of "
-    text += "the limit that held for a tenth of it, or else of what lasted longest"
+    text += "the limit that applied for at least a tenth of it, or else of the longest state"
     if is_mixed:
         text = f"; each {_step(step_seconds)} shows the share of time in each"
     if len(engines) < 2:
@@ -244,9 +244,9 @@ def options_found(known: Sequence[Option], *, rejected: int) -> str:
 
 def interactivity_found(found: Interactivity) -> str:
     """The cheapest GPU at the target, or over all loads, and the source of its curve."""
-    source = "loads by arithmetic from the one that was seen"
+    source = "loads calculated from the one that was observed"
     if found.curves[0].is_measured:
-        source = "each load of this window, moved to the other GPUs"
+        source = "each load of this window, transferred to the other GPUs"
     target = found.itl_target_seconds
     costs = {curve.gpu: cost for curve in found.curves if (cost := curve.cheapest(target))}
     if not costs:

@@ -38,14 +38,16 @@ def repriced(page: Path, pricing: Pricing, *, gpus_per_engine: float | None = No
         raise InputError(f"There is no report {page}. Name a page that `report` wrote.")
     found = page_metadata(page)
     if found is None:
-        raise InputError(f"{page} is no report, or was changed. Name a page that `report` wrote.")
+        raise InputError(
+            f"{page} is not a report, or was modified. Name a page that `report` wrote."
+        )
     if found.use is None:
         raise InputError(
-            f"{page} does not keep what its bill is made of: it is of an earlier release, or of "
+            f"{page} lacks the data behind its bill: it was made by an earlier release, or from "
             "another notebook. Make it again from its window: report WINDOW --price …."
         )
     if pricing.usd_per_gpu_hour is None and not pricing.rules:
-        raise InputError("Say at which price: --usd-per-hour, --price, or --fleet.")
+        raise InputError("Give a price: --usd-per-hour, --price, or --fleet.")
     line = found.line
     return Repriced(
         line.window,

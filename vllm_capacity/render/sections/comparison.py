@@ -16,7 +16,7 @@ _LABELS = {
     "capacity": "capacity per engine",
 }
 _COSTS = ("cost_at_same_load", "cost_as_billed")
-_NO_REASON = "Nothing else differs that the telemetry shows."
+_NO_REASON = "The telemetry shows no other difference."
 
 
 def comparison_text(found: Comparison, *, width: int) -> str:
@@ -42,7 +42,7 @@ def comparison_verdict(found: Comparison) -> Text:
         f"Compared with A, {_side(found.before)}.",
         f"At the same load and mix, {_change_text(found.cost_at_same_load)}.",
         f"As billed, {_change_text(found.cost_as_billed)}.",
-        *([f"Also more than noise: {'; '.join(others)}."] if others else []),
+        *([f"Also beyond noise: {'; '.join(others)}."] if others else []),
         f"What else differs: {', '.join(kinds)}." if kinds else _NO_REASON,
     )
 
@@ -96,7 +96,7 @@ def _change_text(change: Change) -> str:
         ends = "exactly"
     if not change.is_more_than_noise:
         unseen = "; ".join(filter(None, (ends, _unseen(change))))
-        return f"no more than noise is seen in the cost of an output token ({unseen})"
+        return f"the cost per output token did not change beyond noise ({unseen})"
     more = "more" if ratio.mid > 1 else "less"
     return f"an output token costs {percent(abs(ratio.mid - 1))} {more} ({ends})"
 
@@ -108,7 +108,7 @@ def _unseen(change: Change) -> str:
         return ""
     if least >= 1:
         return "these hours are too few to show even a doubling"
-    return f"a change under {percent(least)} could go unseen in these hours"
+    return f"a change under {percent(least)} could go undetected in so few hours"
 
 
 def _percent(ratio: float) -> str:

@@ -181,8 +181,8 @@ def other_prices(analysis: Analysis) -> Table:
     own = analysis.assumptions.pricing.row
     if own is None:
         empty = (
-            "No other price is compared: that takes a GPU named by a row of the price list (the "
-            "parameter price)."
+            "No other price is compared: that needs a GPU chosen by a row of the price list "
+            "(parameter price)."
         )
         return table(columns, [], empty=empty)
     others = {each.key: each for each in (*offers(f"{own.gpu}-{own.form_factor}"), own)}

@@ -13,8 +13,8 @@ from vllm_capacity.render.tables import DASH, Cell, Column, Table, table
 from vllm_capacity.verdicts.fleet import ModelRow
 from vllm_capacity.verdicts.saturation.regimes import CLIENT, IDLE
 
-_CAPTION = "Engines at a limit first, then by what their idle time cost."
-_MODELS_CAPTION = "The same by model: the engines of each added."
+_CAPTION = "Engines at a limit first, then by idle cost."
+_MODELS_CAPTION = "The same by model: sums over its engines."
 _MILLION = "usd_per_million_output_tokens"
 
 

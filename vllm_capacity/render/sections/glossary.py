@@ -552,8 +552,8 @@ DEFINITIONS: tuple[Definition, ...] = (
         "interactivity",
         "Cost at the same interactivity",
         "At each load: price × GPUs ÷ output tokens per hour, against inter-token latency. Each "
-        "measured load is moved to the other GPU by itself; where the window saw but a light load, "
-        "others are reckoned from it by the step times of each GPU.",
+        "measured load is transferred to the other GPU separately; if the window only saw a light "
+        "load, heavier ones are calculated from it by the step times of each GPU.",
         (interactivity.gpu_curves,),
         (_increase(*_TOKENS), *_STEPS),
         ("plan.interactivity",),
@@ -561,16 +561,16 @@ DEFINITIONS: tuple[Definition, ...] = (
     Definition(
         "by_arithmetic",
         "Capacity by arithmetic",
-        "Where the telemetry only bounds the capacity, and GPU and model are known: what the "
-        "step times of that GPU give with as many running requests as its KV cache admits, × the "
-        "measured ÷ the calculated time per token at the light load that was seen. Of more than 32 "
-        "× as many requests as ran it says no more than “at least”. The band is the measured error "
-        "of that on published sweeps, from their lightest loads to heavier ones. Utilization, "
-        "headroom, idle dollars and replicas that can go follow as from a measured capacity. "
-        "Within latency targets: the load up to which ITL and TTFT, grown from those measured as "
-        "the arithmetic's grow, meet them; replicas that can go keep to it. Nothing is said where "
-        "prompts came from a cache (over 20 %), with speculative decoding, or where the server was "
-        "seen to do more.",
+        "If the telemetry only bounds the capacity, and GPU and model are known: the throughput by "
+        "that GPU's step times with as many running requests as its KV cache admits, corrected by "
+        "the ratio of the measured to the calculated time per token at the observed light load. "
+        "Beyond 32 × the observed requests, it is only a lower bound. The band is the measured "
+        "error of this method on published sweeps, from their lightest loads to heavier ones. "
+        "Utilization, headroom, idle dollars and removable replicas follow as from a measured "
+        "capacity. Within latency targets: the highest load at which ITL and TTFT, scaled from the "
+        "measured ones as calculated, meet the targets; it also limits removable replicas. There "
+        "is no result if over 20 % of prompt tokens came from a cache, with speculative decoding, "
+        "or if the server was observed to do more.",
         (unloaded.reckoned,),
         (_increase(*_TOKENS), *_STEPS),
         (

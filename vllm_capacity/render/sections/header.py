@@ -93,7 +93,7 @@ def _can_go(analysis: Analysis) -> str:
         return ""
     tried = [one for part in found.by_model.values() for one in part.replays[-1:]]
     kept = len(tried) == len(found.by_model) and all(one.is_kept for one in tried)
-    replayed = " A simulated replay of the busiest arrivals on those that stay kept up."
+    replayed = " In a simulated replay of the busiest arrivals, the remaining ones kept up."
     return surplus_text(found).sentences[0] + (replayed if kept else "")
 
 

@@ -59,7 +59,7 @@ def _money(value: float, like: float | None = None) -> str:
 
 
 def _charged(found: Reconciliation, invoice: Invoice) -> str:
-    notes = [f"{_money(found.outside_usd)} more is of other times"] if found.outside_usd else []
+    notes = [f"{_money(found.outside_usd)} more is for other times"] if found.outside_usd else []
     if invoice.malformed:
         lines = "; ".join(invoice.examples)
         notes.append(f"{plural(invoice.malformed, 'row')} could not be read ({lines})")

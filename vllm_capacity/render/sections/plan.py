@@ -81,15 +81,17 @@ def surplus_text(found: Surplus) -> Text:
         return text()
     there, removable = count(found.replicas), found.removable_replicas
     if removable.is_unknown or (removable.is_bound and not removable.low):
-        return text(f"It is not known how many replicas can go, because {reason(removable)}.")
+        return text(
+            f"It is not known how many replicas can be removed, because {reason(removable)}."
+        )
     if removable.high == 0:
-        return text(f"No replica of {there} can go.", *_rests_on(found))
+        return text(f"None of the {there} replicas can be removed.", *_rests_on(found))
     many = f"At least {count(removable.low or 0.0)}"
     if removable.is_known and not removable.low:
         many = f"Up to {count(removable.high or 0.0)}"
     money = found.usd_per_day
     saved = "" if money.is_unknown else f": {_saved(money)} per day"
-    return text(f"{many} of {there} replicas can go{saved}.", *_rests_on(found))
+    return text(f"{many} of {there} replicas can be removed{saved}.", *_rests_on(found))
 
 
 def arithmetic_text(analysis: Analysis) -> Text:
@@ -117,11 +119,11 @@ def _rests_on(found: Surplus) -> list[str]:
         sentence
         for name, part in parts.items()
         for sentence in (
-            f"Of {name or 'no model'}, {_of_model(part)}.",
+            f"{name or 'No model'}: {_of_model(part)}.",
             *replay_sentences(part.replays),
         )
     ]
-    return [*each, f"Of what they give, {free} of each model may fail."]
+    return [*each, f"Of this capacity, {free} of each model may fail."]
 
 
 def replay_sentences(tried: Sequence[Replay]) -> list[str]:
@@ -131,15 +133,15 @@ def replay_sentences(tried: Sequence[Replay]) -> list[str]:
     first, last = tried[0], tried[-1]
     length = f"{hours(first.seconds / 3600)} from {minute_of(first.start)}"
     on = plural(first.replicas, "replica")
-    replay = f"A simulated replay of the busiest arrivals ({length}) on {on}"
+    replay = f"In a simulated replay of the busiest arrivals ({length}), {on}"
     if first.is_kept:
-        return [f"{replay} kept up even at the low end of their capacity: {_fared(first)}."]
+        return [f"{replay} kept up even at the low end of the capacity: {_fared(first)}."]
     failed = f"{replay} did not keep up ({_fared(first)})"
     if last.is_kept and last.replicas == first.replicas:
-        return [f"{failed} at the low end of their capacity; at its high end it did."]
+        return [f"{failed} at the low end of the capacity, but did at its high end."]
     if last.is_kept:
-        return [f"{failed}, so {count(last.replicas)} are counted; on these it kept up."]
-    return [f"{failed}, nor did it on {count(last.replicas)}, so more are counted."]
+        return [f"{failed}, but {count(last.replicas)} did, so these are counted."]
+    return [f"{failed}, nor did {count(last.replicas)}, so more are counted."]
 
 
 def _fared(replay: Replay) -> str:
@@ -156,23 +158,23 @@ def _of_model(part: ModelSurplus) -> str:
     """How many replicas of one model are removable, and why the others are needed."""
     removable, there = part.removable_replicas, count(part.replicas)
     if removable.low:
-        return f"at least {count(removable.low)} of {there} can go. {_busy_time(part)}"
+        return f"at least {count(removable.low)} of {there} can be removed. {_busy_time(part)}"
     if removable.high is None:
-        return f"it is not known how many of {there} can go, because {reason(removable)}"
+        return f"it is not known how many of {there} can be removed, because {reason(removable)}"
     if removable.high:
-        return f"up to {count(removable.high)} of {there} can go. {_busy_time(part)}"
-    return f"none of {there} can go. {_busy_time(part)}"
+        return f"up to {count(removable.high)} of {there} can be removed. {_busy_time(part)}"
+    return f"none of {there} can be removed. {_busy_time(part)}"
 
 
 def _busy_time(part: ModelSurplus) -> str:
     """The time of the highest demand, and the capacity of a replica for it."""
     asked, each = part.busiest_output_tokens_per_second.high, part.replica_output_tokens_per_second
     if not asked or part.busiest_start is None:
-        return f"Nothing was asked; a replica gives {value(each, number)}"
+        return f"There was no demand; a replica provides {value(each, number)}"
     length = "minute" if part.busiest_seconds == MINUTE_SECONDS else "quarter-hour"
     return (
-        f"The busiest {length}, from {minute_of(part.busiest_start)}, took {number(asked)} output "
-        f"tokens/s; a replica gives at least {number(each.low or 0.0)}"
+        f"The busiest {length}, from {minute_of(part.busiest_start)}, needed {number(asked)} "
+        f"output tokens/s; a replica provides at least {number(each.low or 0.0)}"
     )
 
 
@@ -190,7 +192,7 @@ def queue_check(plan: Plan) -> Text:
             sentence
             for name, part in parts.items()
             for sentence in (
-                f"Of {name or 'no model'}, {_many(part.replicas)}.",
+                f"{name or 'No model'}: {_many(part.replicas)}.",
                 _queue_sentence(part.queue_check, working(part.replicas, policy)),
                 *replay_sentences(part.replays),
             )
@@ -201,7 +203,7 @@ def queue_check(plan: Plan) -> Text:
 def _many(replicas: Estimate) -> str:
     """The planned number of replicas of a model."""
     if replicas.is_unknown:
-        return f"it is not known how many replicas it takes, because {reason(replicas)}"
+        return f"it is not known how many replicas are needed, because {reason(replicas)}"
     return f"{value(replicas, count)} replicas are planned, spares included"
 
 
@@ -221,7 +223,7 @@ def _queue_sentence(check: QueueCheck | None, replicas: int | None) -> str:
             f"and 95 % of requests would wait at most {seconds(check.wait_seconds)}, {verdict} the "
             f"limit of {limit}"
         )
-    fewest = "no number of replicas keeps that limit"
+    fewest = "no number of replicas meets that limit"
     if check.replicas_needed is not None:
         fewest = f"the fewest replicas within the limit are {count(check.replicas_needed)}"
     return f"queue check: {busy}, {waits}; {fewest}. Assumed: {check.assumes}."

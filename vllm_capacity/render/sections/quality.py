@@ -17,7 +17,7 @@ from vllm_capacity.verdicts.quality.evidence import Finding
 
 _VERDICTS = {
     "good": "The window is complete",
-    "usable": "The window is mostly complete, and what is missing has a bound",
+    "usable": "The window is mostly complete, and what is missing is bounded",
     "poor": "The window is incomplete: totals are exact for what was counted, but means over time "
     "are uncertain",
 }
@@ -85,7 +85,7 @@ def shared_once(findings: Sequence[Finding], instances: Sequence[str]) -> list[F
 
 def _with_others(finding: Finding, others: Sequence[str]) -> Finding:
     """The finding with the names of the other targets that share it."""
-    same = f"The same of {plural(len(others), 'other')}: {listed(others)}."
+    same = f"The same for {plural(len(others), 'other')}: {listed(others)}."
     return replace(finding, effect=f"{finding.effect.rstrip('.')}. {same}")
 
 

@@ -170,7 +170,7 @@ def notes(found: Tenants) -> Iterator[str]:
     unmatched = found.unmatched
     if (unmatched.share_ratio.mid or 0) >= _LEAST_RATIO:
         yield (
-            f"No row of a log explains {count(unmatched.prompt_tokens)} prompt and "
+            f"The logs do not account for {count(unmatched.prompt_tokens)} prompt and "
             f"{count(unmatched.output_tokens)} output tokens that the servers counted."
         )
     yield from (f"{each[:1].upper()}{each[1:]}." for each in found.notes)
@@ -193,7 +193,7 @@ def _left_out(found: Tenants) -> Iterator[str]:
     left = found.left_out
     if left.before or left.after:
         yield (
-            f"{plural(left.before, 'row')} of the logs lie before this time, "
+            f"{plural(left.before, 'row')} of the logs are from before this time range, "
             f"{count(left.after)} after it."
         )
     if left.other_models:

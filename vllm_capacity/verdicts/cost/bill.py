@@ -333,7 +333,8 @@ def _per(allocation: Estimate, count: float | None, what: str) -> Estimate:
         )
     if count == 0:
         return Estimate.unknown(
-            f"no {what} in this window, so no cost for each can be given", *allocation.basis
+            f"no {what} in this window, so there is nothing to divide the cost by",
+            *allocation.basis,
         )
     return allocation.map(lambda usd: usd / count, f"{count:,.0f} {what}")
 
@@ -373,7 +374,7 @@ def prefill_share(usage: Usage) -> Estimate:
     weighted = usage.prompt_tokens + OUTPUT_TOKEN_WEIGHT * usage.generation_tokens
     share = usage.prompt_tokens / weighted if weighted else 0.0
     most = most_for_prompts(usage.prompt_tokens, usage.generation_tokens)
-    how = f"split by a stated weight: an output token counts {OUTPUT_TOKEN_WEIGHT:g} input ones"
+    how = f"split by assumed weights: 1 output token counts as {OUTPUT_TOKEN_WEIGHT:g} input tokens"
     return Estimate.known(0.0, share, most, how, kind=Kind.ASSUMED, confidence=None)
 
 

@@ -99,8 +99,8 @@ def savings(
     days = _days(_observed(hours, time_zone))
     if len(days) < LEAST_DAYS:
         unknown = Estimate.unknown(
-            f"{len(days)} days with at least {_LEAST_HOURS_OF_DAY} observed hours; "
-            f"{LEAST_DAYS} are the least to tell a habit from a day"
+            f"{len(days)} days with at least {_LEAST_HOURS_OF_DAY} observed hours; {LEAST_DAYS} "
+            "are needed to see a daily pattern"
         )
         return Savings(unknown, unknown, unknown, ())
     return Savings(
@@ -167,12 +167,12 @@ def _schedule(days: list[list[_Hour]]) -> Estimate:
         busy_hours += sum(hour.utilization_ratio > IDLE_RATIO for hour in idle)
         saved.append(_a_month(day, sum(hour.cost_usd for hour in idle)))
     if not off_hours:
-        return Estimate.exact(0.0, "no hour of the day stood idle on every day")
+        return Estimate.exact(0.0, "no hour of the day was idle on every day")
     return _mean_over_days(
         saved,
         days,
-        f"schedules from the other days, {len(days)} days; {busy_hours} of {off_hours} hours "
-        "switched off were busy after all",
+        f"each day's schedule from the other days, {len(days)} days; {busy_hours} of {off_hours} "
+        "hours switched off had load after all",
     )
 
 

@@ -32,7 +32,7 @@ _MEMORY_ERROR = 0.12  # the same if KV memory limits: recomputed work is not cou
 _INSTANT_SECONDS = 60.0  # assumed duration of rows with only one time
 _SPREAD = 2.0  # sum of the beta prior of a key's cached part, if not logged: the widest
 _FITTED = "each step's time shared among the requests that ran in it, at the window's concurrency"
-_RULE = f"assumed: an output token weighs {OUTPUT_TOKEN_WEIGHT:g} input ones"
+_RULE = f"assumed: 1 output token counts as {OUTPUT_TOKEN_WEIGHT:g} input tokens"
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def estimates(pools: Sequence[tuple[float, Shares]]) -> dict[str, Estimate]:
     kind, confidence = Kind.ESTIMATED, CONFIDENCE
     if assumed > 0.01:
         reason = "; ".join(dict.fromkeys(each.reason for _, each in pools if each.reason))
-        basis = (_RULE, f"ends: any weights ({reason})")
+        basis = (_RULE, f"bounds: any weights ({reason})")
         kind = Kind.ASSUMED
     return {
         name: Estimate.known(

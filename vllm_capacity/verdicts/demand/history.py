@@ -155,9 +155,9 @@ def _check_even(ts_seconds: Floats, gaps: Floats, median_gap: float) -> None:
     off = np.abs(gaps - places * median_gap) > _JITTER_RATIO * median_gap
     if off.mean() > _MOST_OFF_RATIO:
         raise InputError(
-            f"The rows are not on an even grid: {off.sum()} of {len(gaps)} are no whole multiple "
-            f"of {median_gap:.6g} s after the one before. Sum them into intervals of equal length "
-            "first."
+            f"The rows are not on an even grid: {off.sum()} of {len(gaps)} are not a whole "
+            f"multiple of {median_gap:.6g} s after the one before. Sum them into intervals of "
+            "equal length first."
         )
     if len(gaps) < _REGIME_ROWS:
         return

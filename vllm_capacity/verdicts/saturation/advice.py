@@ -99,7 +99,7 @@ def _prefix_caching(engine: str, share: str, hit_ratio: float | None) -> list[Ad
     if hit_ratio is None or hit_ratio >= _LOW_HIT_RATIO:
         return []
     evidence = f"{share}; {100 * hit_ratio:.0f} % of looked-up prompt tokens were found cached."
-    effect = Estimate.unknown("how much prompts share is not exported: only trying it tells")
+    effect = Estimate.unknown("vLLM does not export how much prompts share: only a trial shows it")
     return [Advice(PREFIX_CACHING, engine, evidence, effect)]
 
 
@@ -123,7 +123,7 @@ def _gain(
     )
     peak_estimate = extrapolated_peak(loads, target, prior=_NO_LOSS)
     if peak_estimate is None:
-        return Estimate.unknown("too few lighter loads were seen to tell how the curve bends")
+        return Estimate.unknown("too few lighter loads were seen to show how the curve bends")
     proportional = target / running - 1
     low, mid, high = (
         float(np.clip(end / fit.capacity.mid - 1, 0.0, proportional))
@@ -141,7 +141,7 @@ def _idle_replicas(found: Surplus) -> list[Advice]:
     asked = found.busiest_output_tokens_per_second.high or 0.0
     stay = found.replicas - removable.low
     evidence = (
-        f"the busiest time took {asked:,.0f} output tokens/s; {stay:,.0f} of "
+        f"the busiest time needed {asked:,.0f} output tokens/s; {stay:,.0f} of "
         f"{found.replicas:,.0f} replicas hold that, with {found.policy.headroom_ratio:.0%} to "
         f"spare and {found.policy.spare_replicas} that may fail."
     )

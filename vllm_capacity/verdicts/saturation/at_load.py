@@ -87,13 +87,13 @@ def _output_at(test: LoadTest, clients: float) -> Estimate:
     if len(loads) and clients > _FARTHEST * loads.heaviest and capacity.capacity_kind != MEASURED:
         return Estimate.unknown(
             f"{clients:,.0f} clients are more than {_FARTHEST:g} × the heaviest load seen, "
-            f"{loads.heaviest:,.1f}: it takes a load nearer to it"
+            f"{loads.heaviest:,.1f}: it needs a load nearer to it"
         )
     most = min((limit for limit in (test.most_running, test.kv_limit) if limit), default=clients)
     running = min(clients, most)
     found = expected_output(loads, running) if len(loads) else None
     if found is None:
-        return Estimate.unknown("it takes two different loads or more to tell another")
+        return Estimate.unknown("at least two different loads are needed to estimate another")
     low, mid, high = found
     is_between = loads.running[0] <= running <= loads.heaviest
     basis = f"{'between' if is_between else 'beyond'} the {len(loads)} loads seen"
@@ -137,7 +137,7 @@ def _latency(
     """A latency at a load; beyond those seen from the time per token, if `output` gives it."""
     rows = _known_rows(points, name)
     if not len(rows) or rows.shape[1] < 2:
-        return Estimate.unknown(f"it takes two loads with {name}")
+        return Estimate.unknown(f"two loads with {name} are needed")
     load, seconds, tokens = rows
     if not load[0] / _FARTHEST <= clients <= _FARTHEST * load[-1]:
         return Estimate.unknown(f"too far from the loads seen, {load[0]:,.1f} to {load[-1]:,.1f}")

@@ -265,7 +265,7 @@ def extrapolated_running(capacity: Estimate, loads: LoadPoints, kv_limit: float 
         return Estimate.unknown(capacity.reason)
     if kv_limit is None or kv_limit > FARTHEST_LOAD * loads.heaviest:
         return Estimate.unknown(
-            "the load of the foreseen peak is not known, only that it is no less than "
+            "the load at the extrapolated peak is not known, only that it is at least "
             f"{loads.heaviest:,.1f} running requests"
         )
     return Estimate.known(
@@ -281,9 +281,9 @@ def steady(steps: EngineSteps) -> Estimate:
     """Unknown because the load was steady: which load it was, and what load is needed."""
     most = highest(steps.running)
     return Estimate.unknown(
-        f"the load was steady: requests came at a rate that varied no more than chance, up to "
-        f"{most:,.1f} running requests. It takes different loads, one of them until requests wait, "
-        "to see where throughput ends"
+        "the load was steady: requests came at a rate that varied no more than chance, up to "
+        f"{most:,.1f} running requests. To find the limit, run different loads, one of them until "
+        "requests queue"
     )
 
 
@@ -291,9 +291,8 @@ def bursts(steps: EngineSteps) -> Estimate:
     """Unknown because no load lasted: it came in bursts."""
     most = highest(steps.running)
     return Estimate.unknown(
-        f"the load came in bursts, up to {most:,.1f} running requests, none of which lasted. It "
-        "takes loads that last for minutes, one of them until requests wait, to see where "
-        "throughput ends"
+        f"the load came in bursts, up to {most:,.1f} running requests, none of which lasted. To "
+        "find the limit, run loads that last for minutes, one of them until requests queue"
     )
 
 
@@ -301,8 +300,8 @@ def unbent(loads: LoadPoints) -> Estimate:
     """Unknown because tokens came as fast at the heaviest load as at light ones."""
     return Estimate.unknown(
         f"tokens came as fast at the heaviest load seen, {loads.heaviest:,.1f} running requests, "
-        "as at light ones: the limit is not near. It takes a load test up to where requests wait, "
-        f"past {FARTHEST_LOAD * loads.heaviest:,.0f} running requests perhaps"
+        "as at light ones: the limit is not near. Run a load test until requests queue, perhaps "
+        f"past {FARTHEST_LOAD * loads.heaviest:,.0f} running requests"
     )
 
 
@@ -310,8 +309,8 @@ def easing(loads: LoadPoints) -> Estimate:
     """Unknown because throughput bent at light load and straightened again."""
     return Estimate.unknown(
         f"each further request, up to {loads.heaviest:,.1f} running, slowed tokens less than the "
-        "ones before, as with a mixture of experts far below its limit. It takes a load test up to "
-        "where requests wait"
+        "ones before, as with a mixture of experts far below its limit. Run a load test until "
+        "requests queue"
     )
 
 
@@ -320,16 +319,16 @@ def small_batch(loads: LoadPoints, kv_limit: float | None) -> Estimate:
     room = "" if kv_limit is None else f" of about {kv_limit:,.0f} that the KV cache would hold"
     return Estimate.unknown(
         f"at most {loads.heaviest:,.1f} requests ran at once{room}: how long steps get with far "
-        "larger batches cannot be told from so small ones. It takes a load test up to where "
-        "requests wait"
+        "larger batches cannot be estimated from such small ones. Run a load test until requests "
+        "queue"
     )
 
 
 def uneven(running: float) -> Estimate:
     """Unknown because the observed loads do not lie on one server's curve."""
     return Estimate.unknown(
-        f"at about {running:,.1f} running requests it gave less than lighter and heavier loads let "
-        "expect: something else slowed the server for a while, or it was asked for something else"
+        f"at about {running:,.1f} running requests it gave less than lighter and heavier loads "
+        "suggest: something else slowed the server for a while, or its requests were different"
     )
 
 
@@ -337,8 +336,8 @@ def slowed_at_limit(held: Estimate) -> Estimate:
     """Unknown because the server gave far less while requests waited than in its best minute."""
     return Estimate.unknown(
         f"while requests waited the server gave {held.mid or 0.0:,.0f} output tokens/s, far less "
-        "than in its best minute: something else slowed it then, or it was asked for something "
-        "else. It takes a minute at the limit while nothing slows it"
+        "than in its best minute: something else slowed it then, or its requests were different. A "
+        "minute at the limit without slowdown is needed"
     )
 
 
@@ -350,18 +349,18 @@ def too_light(steps: EngineSteps) -> Estimate:
     if not most and output > 0:
         return Estimate.unknown(
             f"no scrape caught a request running, yet up to {output:,.0f} output tokens/s came "
-            "out: the load comes and goes between scrapes. It takes scrapes at shorter intervals, "
-            "or steady load for minutes, to see how many run"
+            "out: the load comes and goes between scrapes. Scrape at shorter intervals, or run a "
+            "steady load for minutes, to see how many run"
         )
     if not most:
         return Estimate.unknown(
-            "nothing ran in the steps observed, so there is no load to judge by; it takes three "
-            f"steady loads, up to about {_LEAST_TELLING:.0f} running requests"
+            "nothing ran in the observed steps, so there is no load to judge by; run three steady "
+            f"loads, up to about {_LEAST_TELLING:.0f} running requests"
         )
     mean = time_mean(steps.running_mean, steps.seconds)
     return Estimate.unknown(
         f"the load was too light or too uneven for a curve: {mean:,.2f} requests ran on average, "
-        f"at most {most:,.0f} at once; it takes minutes of steady load, up to about "
+        f"at most {most:,.0f} at once; run minutes of steady load, up to about "
         f"{max(_LEAST_TELLING, 4 * most):,.0f} running requests"
     )
 

@@ -190,9 +190,7 @@ def _horizon(test: LoadTest) -> str:
     """How far the peak search extends."""
     if test.most_running is not None and test.prior is not PRIOR:
         return f"the server runs at most {test.most_running:,.0f} requests at once (max_num_seqs)"
-    return (
-        f"looked for up to {PRIOR.farthest:g} × the heaviest load: more where it still rises there"
-    )
+    return f"searched up to {PRIOR.farthest:g} × the heaviest load; higher if it still rises there"
 
 
 def _proven(test: LoadTest, near: Mask) -> tuple[Estimate, Estimate]:

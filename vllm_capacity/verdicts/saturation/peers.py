@@ -196,7 +196,9 @@ def _bounded(own: Estimate, loans: Mapping[str, Loan]) -> Estimate:
     least = lows[best] or 0.0
     if own.low is not None and own.low >= least:
         return own
-    basis = f"what {best}, which serves the same model, was seen to do, less {SPREAD_RATIO:.0%}"
+    basis = (
+        f"what {best}, which serves the same model, was observed to do, minus {SPREAD_RATIO:.0%}"
+    )
     return Estimate.at_least(least, basis, reason=own.reason)
 
 

@@ -339,7 +339,7 @@ def _engine_throughput(fit: SaturationFit, wanted: Mapping[str, float]) -> Estim
     loads = _measured_loads(fit, wanted)
     targets = " and ".join(f"p95 {TARGETS[name].label} ≤ {slo:g} s" for name, slo in wanted.items())
     if not loads:
-        return Estimate.unknown(f"no load was seen with the latencies that {targets} asks for")
+        return Estimate.unknown(f"no load was observed with the latencies for {targets}")
     split = _first_miss(loads)
     if split == len(loads):
         return _never_missed(fit, loads, targets)
@@ -364,8 +364,8 @@ def _one_load(fit: SaturationFit, wanted: Mapping[str, float], targets: str) -> 
     mean = total(fit.steps.output_tokens_per_second[points], seconds) / summed(seconds)
     result = (
         f"{'it came in bursts' if is_varied else 'the load was steady'}, {mean:,.0f} output "
-        f"tokens/s on average, and {load.met:.0%} of its steps met {targets}; it takes loads that "
-        "differ, and last, to tell more"
+        f"tokens/s on average, and {load.met:.0%} of its steps met {targets}; more needs different "
+        "loads that last"
     )
     if load.met >= _ALMOST_ALL:
         return Estimate.at_least(
@@ -402,7 +402,7 @@ def _between(fit: SaturationFit, loads: Sequence[_Load], split: int, targets: st
         return Estimate.unknown(f"{basis}, but the loads in between contradict each other")
     high = above[0] if above else fit.capacity.high
     if high is None or high > _WIDEST * best:
-        reason = f"{basis}: it takes loads in between to tell more"
+        reason = f"{basis}: loads in between would narrow it"
         return Estimate.at_least(_capped(best, fit), f"{targets} met", reason=reason)
     crossing = met.output + _crossing_share(met, missed) * (missed.output - met.output)
     high = max(high, best)
@@ -443,11 +443,11 @@ def _never_missed(fit: SaturationFit, loads: Sequence[_Load], targets: str) -> E
     if fit.kind == MEASURED:
         return replace(fit.capacity, basis=(f"{targets} met up to saturation", *fit.capacity.basis))
     best = max(loads, key=lambda load: load.output)
-    more = "more load would tell it"
+    more = "a heavier load would show it"
     if best.output > _FALLEN * loads[-1].output:
         more = (
-            f"past {best.running:,.1f} running requests throughput fell: loads about there would "
-            "tell it"
+            f"past {best.running:,.1f} running requests throughput fell: loads near there would "
+            "show it"
         )
     return Estimate.at_least(
         _capped(best.output, fit),
@@ -481,8 +481,9 @@ def _two_slopes(engine: str, steps: pl.DataFrame) -> Oversaturation:
         _slope(seconds, seen[name].to_numpy()) for name in ("waiting_mean", "ttft_p95_seconds")
     )
     evidence = (
-        f"{engine}: waiting changed by {60 * queue[0]:+.1f} requests a minute (p = {queue[1]:.2g}) "
-        f"and p95 TTFT by {60 * ttft[0]:+.1f} s a minute (p = {ttft[1]:.2g})."
+        f"{engine}: waiting changed by {60 * queue[0]:+.1f} requests per minute "
+        f"(p = {queue[1]:.2g}) and p95 TTFT by {60 * ttft[0]:+.1f} s per minute "
+        f"(p = {ttft[1]:.2g})."
     )
     return Oversaturation(queue[1] < _SIGNIFICANCE and ttft[1] < _SIGNIFICANCE, evidence)
 

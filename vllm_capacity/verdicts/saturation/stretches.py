@@ -161,7 +161,7 @@ class _Evidence:
 def _sentence(cause: Cause, of: _Numbers) -> str:
     match cause:
         case Cause.UNOBSERVED:
-            return "No scrape in this time told how many requests ran."
+            return "No scrape in this time showed how many requests ran."
         case Cause.IDLE:
             return "No request ran or waited, and no token came out."
         case Cause.KV:
@@ -182,19 +182,18 @@ def _sentence(cause: Cause, of: _Numbers) -> str:
             )
         case Cause.KV_UNOBSERVED:
             return (
-                f"{of.queue}, but KV usage was not observed, so what limits cannot be told; "
-                f"{of.ran}."
+                f"{of.queue}, but KV usage was not observed, so the limit is not known; {of.ran}."
             )
         case Cause.THINNED:
             return (
                 f"{_n(of.waiting)} requests waited on average, but only minutes were pulled: for "
-                f"how much of them is not known; {of.ran}; {of.cache}."
+                f"what share of them is not known; {of.ran}; {of.cache}."
             )
         case Cause.STALLED:
             return f"{of.ran}, but no token came out: a frozen gauge or a hung engine."
         case Cause.DECODE:
             return (
-                f"Decode-compute-bound by the look of it: {of.ran} and nothing waited, yet "
+                f"Apparently decode-compute-bound: {of.ran} and nothing waited, yet "
                 f"{_n(of.output)} output tokens/s is no more than a lighter load gave."
             )
         case Cause.CLIENT:
