@@ -46,25 +46,25 @@ def main() -> None:
     names = [*RATIOS, *TRIALS]
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}")
-    parser.add_argument("--runs", type=int, help="measure each side so often")
+    parser.add_argument("--runs", type=int, help="number of measurements per side")
     parser.add_argument(
-        "--quick", action="store_true", help="once each, of one engine-day: about two minutes"
+        "--quick", action="store_true", help="measure once, on one engine-day: about two minutes"
     )
     parser.add_argument(
         "--month",
         action="store_true",
-        help="in place of the sizes of `scale`: up to 100 engines for 30 days, of what is kept",
+        help="for `scale`: up to 100 engines for 30 days, from stored hourly results",
     )
     parser.add_argument("--date", type=date.fromisoformat, default=datetime.now(UTC).date())
     asked = parser.parse_args()
     unknown = sorted(set(asked.names) - set(names))
     if unknown:
-        parser.error(f"no bench {', '.join(unknown)}; there are {', '.join(names)}")
+        parser.error(f"no benchmark {', '.join(unknown)}; available: {', '.join(names)}")
     os.nice(10)
     began = machine()
     chosen = asked.names or (QUICK if asked.quick else names)
     if asked.month and "scale" not in chosen:
-        parser.error("--month is of `scale`: python -m bench scale --month")
+        parser.error("--month is for `scale`: python -m bench scale --month")
     ratios = {
         name: _measured(name, asked.runs, is_quick=asked.quick, is_month=asked.month)
         for name in RATIOS
@@ -113,15 +113,15 @@ def page(
     """RESULTS.md: the ratios in a table, the trials in their own words."""
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     lines = [
-        "# What it costs, against the bare tools",
+        "# Cost relative to the bare tools",
         "",
         f"Written by `make bench` on {on:%d %B %Y}: {machine}; Python "
         f"{platform.python_version()}, {versions}.",
         "",
-        "Both sides ran by turns in one session, after one run of each that is not counted. A "
-        "ratio is that of the medians; in brackets the lowest and highest of two runs made one "
-        "after the other. Only ratios can be compared with another machine's: the seconds are "
-        "those of this one, on that day.",
+        "Both sides ran alternately in one session, after an uncounted warm-up run of each. Each "
+        "ratio is that of the medians; brackets give the lowest and highest ratio of two "
+        "consecutive runs. Only ratios can be compared between machines: the seconds are from this "
+        "machine on that day.",
         "",
         "| bench | ours | ÷ | in | runs | ours | bare | ratio | goal |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -130,7 +130,7 @@ def page(
         *_notes(),
         *(f"- {line}" for line in scale.growth(ratios.get("scale", []))),
         "",
-        "## How near the verdicts come",
+        "## Accuracy of the verdicts",
         "",
         *_quoted(trials),
     ]
@@ -155,23 +155,23 @@ def _row(name: str, ratio: Ratio) -> str:
 
 def _notes() -> list[str]:
     return [
-        "- `report` begins with the command and ends with the page: imports, kernel, figures, "
-        "charts and their stills. The bare side starts the same kernel, runs one empty cell and "
-        "writes nbconvert's HTML. Both run from bytecode, as installed packages do.",
+        "- `report` covers the whole command: imports, kernel, figures, charts and their still "
+        "images. The bare side starts the same kernel, runs one empty cell and writes nbconvert's "
+        "HTML. Both run from bytecode, as installed packages do.",
         "- `figures` is the command on the whole recording, interpreter and imports included; its "
-        "goal is a second, on a machine that does nothing else.",
-        "- `rollup` and `answers` read a day of one engine, made of the recorded sweep repeated "
-        "end to end (`bench/engine_day.py`), in hourly files. Restarts were settled when it was "
-        "written: that price is in `writer`. The rollup's own Parquet is written, too.",
-        "- `answers` are measured in a process of their own, after its imports; the memory is the "
-        "whole process'.",
-        "- `scale` takes interpreter and imports in on the side of figures, whose first answer "
-        "computes what hours leave behind (`figures/pieces.py`) and whose next one reads that.",
-        "- `servers` hold the four families of these answers alone, on the same machine; ours and "
-        "the obvious SQL are a process each time, imports included, servers run on (their own CPU "
-        "time; cold takes their start in).",
-        "- `imports` deduplicate, settle restarts and write the window, beside parsing.",
-        "- `pull` asks the tests' stand-in of Parseable, so its seconds hold no real network.",
+        "goal is one second on an idle machine.",
+        "- `rollup` and `answers` read one day of one engine, the recorded sweep repeated end to "
+        "end (`bench/engine_day.py`), in hourly files. Restarts were detected when it was written: "
+        "that cost is in `writer`. The rollup also writes its Parquet.",
+        "- `answers` are measured in their own process, after imports; the memory is that of the "
+        "whole process.",
+        "- `scale` includes interpreter and imports on the side of figures; the first answer "
+        "computes and stores hourly results (`figures/pieces.py`), the next one reads them.",
+        "- `servers` hold only the four metric families of these answers, on the same machine. "
+        "Ours and the obvious SQL start a process each time, imports included; servers keep "
+        "running (their own CPU time; cold includes their start).",
+        "- `imports` not only parse, but deduplicate, detect restarts and write the window.",
+        "- `pull` uses the tests' stand-in for Parseable, so its seconds include no real network.",
     ]
 
 

@@ -32,13 +32,13 @@ QUICK_CASES, USUAL_CASES = 10, 40
 def main() -> None:
     """Make or read the windows, judge them, tell."""
     parser = argparse.ArgumentParser(prog="python -m bench.capacity_truth")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_CASES} cases a kind")
-    parser.add_argument("--cases", type=int, help=f"cases a kind ({USUAL_CASES})")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_CASES} cases per kind")
+    parser.add_argument("--cases", type=int, help=f"cases per kind ({USUAL_CASES})")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", default=",".join(KINDS), help=f"of {', '.join(KINDS)}")
-    parser.add_argument("--names", help="only these cases, as the CSV names them")
-    parser.add_argument("--keep", type=Path, help="a folder that keeps the windows")
-    parser.add_argument("--csv", type=Path, help="a row a case")
+    parser.add_argument("--names", help="only these cases, named as in the CSV")
+    parser.add_argument("--keep", type=Path, help="a folder to keep the windows in")
+    parser.add_argument("--csv", type=Path, help="one row per case")
     parser.add_argument("--by", default="kind", help="a column of the CSV to group by (kind)")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--no-plan", action="store_true", help="leave out the replicas (quicker)")
@@ -112,11 +112,12 @@ def table(rows: Sequence[Row], *, by: str = "kind") -> str:
 
 
 _NOTES = (
-    "inside, mid/truth (median), mean log(mid/truth), ±3 % (mids that near) and high/low (median): "
-    "of two-sided answers.\n÷ held: median of the bound by the best minute that was held; weak: "
-    "bounds below 0.9 of it; denied: a minute held, or what is within targets, is above capacity.\n"
-    "miscounted: requests that are neither counted nor within what may be lost.\n"
-    "Of the others, said counts one-sided answers, too."
+    "inside, mid/truth (median), mean log(mid/truth), ±3 % (share of mids that close) and high/low "
+    "(median): for two-sided answers.\n"
+    "÷ held: median of the bound divided by the best minute that was held; weak: bounds below 0.9 "
+    "of it; denied: a minute held, or throughput within targets, is above capacity.\n"
+    "miscounted: requests neither counted nor within the bound for lost ones.\n"
+    "In the other rows, said includes one-sided answers."
 )
 
 

@@ -39,14 +39,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.fleet_truth")
     parser.add_argument("--wide", action="store_true", help="1 to 100 replicas, up to a month")
     parser.add_argument(
-        "--replays", action="store_true", help="only replays, on too few and enough"
+        "--replays", action="store_true", help="only replays, on too few and on enough replicas"
     )
-    parser.add_argument("--pool", type=Path, nargs="+", help="one table of the rows of these CSVs")
-    parser.add_argument("--fleets", type=int, default=60, help="how many (60)")
-    parser.add_argument("--first", type=int, default=0, help="the number of the first (0)")
+    parser.add_argument(
+        "--pool", type=Path, nargs="+", help="one table from the rows of these CSVs"
+    )
+    parser.add_argument("--fleets", type=int, default=60, help="number of fleets (60)")
+    parser.add_argument("--first", type=int, default=0, help="number of the first fleet (0)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--longest-hours", type=float, default=720.0, help="of windows (720)")
-    parser.add_argument("--csv", type=Path, help="a row a fleet")
+    parser.add_argument(
+        "--longest-hours", type=float, default=720.0, help="longest window, hours (720)"
+    )
+    parser.add_argument("--csv", type=Path, help="one row per fleet")
     parser.add_argument("--processes", type=int, default=1)
     asked = parser.parse_args()
     if asked.pool:

@@ -49,7 +49,7 @@ NEIGHBORS: Mapping[str, tuple[float, ...]] = {
     "scatter": (0.02, 0.035, 0.05, 0.07, 0.1),
     "widest": (1.8, 2.0, 2.5, 3.0, 4.0),
 }
-"""What each constant is tried at, the others staying as they are in use."""
+"""The values tried for each constant, with the others as in use."""
 
 
 @dataclass(frozen=True)
@@ -287,7 +287,7 @@ def main() -> None:
     if attempts:
         rng = random.Random(0)
         tried = [PRIOR, *(variant(rng) for _ in range(attempts))]
-        _tell("each source unseen by a search, cut by load", unseen(sweeps, tried))
+        _tell("each source left out of the search, cut by load", unseen(sweeps, tried))
 
 
 def _tell(label: str, found: Sequence[Case]) -> None:

@@ -49,8 +49,8 @@ WORDS = ("gpu", "dtype")
 GAIN = {"bf16": 1.0, "fp8": 2.0, "nvfp4": 4.0, "mxfp4": 1.0, "int4": 1.0}
 """Over the dense 16-bit peak, where a fit starts."""
 PER_TENSOR = ("Llama", "Qwen3-32B", "Mixtral")
-"""Whose FP8 has one scale a tensor. The tables of block scales run dense layers of other kernels,
-and on Blackwell at half of what was measured end to end."""
+"""Models whose FP8 has one scale per tensor. The tables of block scales time dense layers of other
+kernels, and on Blackwell at half of the rate measured end to end."""
 SPREAD = np.array([1.0, 1.0, 2.0, 1.0, 1.0])
 """How far, in logarithms, a rate, a time, the rows of a tile and the columns may lie from where a
 fit starts."""

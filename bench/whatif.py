@@ -73,7 +73,7 @@ from vllm_capacity.verdicts.saturation.slo import SloLoad
 
 PREFER = {"H100-80GB": ("SXM",), "A100-80GB": ("SXM",)}
 TOSS_UP = 0.05
-"""Prices at which the two cards' tokens per dollar lie nearer than that are no question."""
+"""Prices at which the two cards' tokens per dollar differ by less are not counted."""
 CONFIDENCE = 0.9
 OUTLIER = "0.16.0"
 """One engine (MiniMax on 4 × H200, no flags), about 18 % slower than its runs elsewhere suggest."""
@@ -176,7 +176,7 @@ def count(run: Measurement) -> str:
 
 
 OF: Mapping[str, Callable[[Measurement], str]] = {"model": model, "source": source, "count": count}
-"""What may be left out of a fit, of each run."""
+"""For each run, the keys that can be left out of a fit."""
 
 
 def report(name: str, asked: Sequence[Asked], worth: Worth | None = None) -> None:

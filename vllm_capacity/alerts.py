@@ -258,11 +258,16 @@ RULES = (
     AlertRule("itl-burn-1h", "ITL SLO burn rate, 1 h and 5 min", "×", 14.4, _ITL(3600, 300)),
     AlertRule("itl-burn-6h", "ITL SLO burn rate, 6 h and 30 min", "×", 6.0, _ITL(21600, 1800)),
     AlertRule("cost", "cost per million output tokens", "USD", None, _cost),
-    AlertRule("cost-growth", "cost per token, times that before", "×", None, lambda w: w.growth()),
+    AlertRule("cost-growth", "cost per token, relative to before", "×", None, lambda w: w.growth()),
     AlertRule("idle-cost", "idle cost per day", "USD", None, _idle),
     AlertRule("headroom", "headroom", "", None, _headroom, is_below=True),
     AlertRule(
-        "days-left", "days until it is full", "days", None, lambda w: w.days_left(), is_below=True
+        "days-left",
+        "days until capacity is reached",
+        "days",
+        None,
+        lambda w: w.days_left(),
+        is_below=True,
     ),
 )
 

@@ -179,7 +179,7 @@ class Estimate(Record):
         """The ratio of two non-negative estimates, ends paired for the widest interval.
 
         A lower bound of the divisor is an upper bound of the ratio, and the other way round.
-        Unknown where no end can be told: either is unknown, or the divisor may be zero.
+        Unknown if no end is known: either is unknown, or the divisor may be zero.
         """
         sources = _merged(self.basis, other.basis, basis)
         if other.low is not None and other.low <= 0 and not self.is_unknown:
@@ -251,7 +251,7 @@ class Figures(Record):
     """A result that holds estimates: each gets the unit that its name ends with."""
 
     def __post_init__(self) -> None:
-        """Units, for whoever reads an estimate by itself."""
+        """Units, for readers of a single estimate."""
         for one in fields(self):
             value = getattr(self, one.name)
             if isinstance(value, Estimate) and not value.unit:

@@ -98,7 +98,7 @@ def fit(
     kv_cache_ratio, waiting_requests, requests_per_second, offered_requests_per_second,
     max_num_seqs, clients. A row that waits, or serves less than was offered, is at the limit. With
     --at also ttft_p95_seconds and itl_p95_seconds. What the
-    loads do not tell is printed as not known, with how much more load it would take: no error.
+    loads do not show is printed as not known, with the load that would be needed: no error.
     """
     loads = _with_limit(read_loads(*points), max_num_seqs)
     found = fit_points(loads)

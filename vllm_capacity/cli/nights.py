@@ -171,7 +171,7 @@ def missing_days(done: Done) -> None:
     if done.empty:
         raise NoTelemetryError(
             f"No telemetry for {_spans(done.empty)}. Was vLLM scraped then, and is this the right "
-            "source? A day is asked for again until samples can no longer come late (--late)."
+            "source? A day is pulled again until no more samples can arrive late (--late)."
         )
 
 

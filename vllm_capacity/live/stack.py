@@ -218,9 +218,9 @@ def _check_secrets(users: set[str], names: Names, secrets: Path, *, renew: bool)
     for user, name in ((names.ingest_user, INGEST_SECRET), (names.reader_user, READER_SECRET)):
         if user in users and not (secrets / name).exists() and not renew:
             raise InputError(
-                f"Parseable has a user {user!r}, but its secret {secrets / name} is not there. "
-                "Put the file back, or run again with --renew: both users get new passwords, and "
-                "whoever uses the old ones is refused."
+                f"Parseable has a user {user!r}, but its secret {secrets / name} is not there. Put "
+                "the file back, or run again with --renew: both users get new passwords, and "
+                "clients with the old ones are refused."
             )
 
 

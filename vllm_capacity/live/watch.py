@@ -1,7 +1,7 @@
 """The last minutes of live servers for `watch`: scraped into memory, or read from Prometheus.
 
 Nothing is stored unless a journal is given. If a server does not answer, the cause is reported at
-once, which is what helps somebody who typed the wrong port.
+once, which helps with a mistyped port.
 """
 
 from __future__ import annotations

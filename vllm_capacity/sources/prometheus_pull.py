@@ -7,7 +7,7 @@ Downsampled, in words:
    minutes is then what it is by all samples.
 2. When in its minute a state was sampled, the gauges of its target say: they are of one scrape.
 3. A minute of a target comes whole where that would not be enough: where one of its series begins
-   or ends, where a counter or bucket fell (asked of the server), where no gauge tells the time, and
+   or ends, where a counter or bucket fell (asked of the server), where no gauge gives the time, and
    where an end of the range cuts the minute.
 
 So a restart is seen as by all samples, and every scrape of counters that is there at all is whole.
@@ -95,7 +95,7 @@ class _Names:
     """Metric names that are asked for in one query each: of every sample, and of `states`.
 
     As many as an answer has room for, by the number of targets. `falling` are those of which a fall
-    tells of a restart.
+    shows a restart.
     """
 
     gauges: list[list[str]]

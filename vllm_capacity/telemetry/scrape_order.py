@@ -96,7 +96,7 @@ class Scrapes:
     Per scrape: `total` is the sum of the counters that every scrape has, `start` its process start.
     A failed scrape has those of the scrape before it; nan if unknown. Per reading, process starts
     included: `series`, `scrape` (its index here) and `value`. `twins` (series_id, value) are
-    readings of scrapes with the stamp and arrival of another, which cannot be told apart.
+    readings of scrapes with the stamp and arrival of another, which cannot be distinguished.
     """
 
     ts_us: Integers

@@ -1,7 +1,7 @@
 """Charts of the plan: GPU choice, number of replicas, forecast demand, and hours of idle GPUs.
 
 An option that is rejected or unknown stays on the chart as a line with its reason: a missing row
-would look as if nobody had considered it.
+would look as if it had not been considered.
 """
 
 from __future__ import annotations

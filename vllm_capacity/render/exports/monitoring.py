@@ -343,7 +343,7 @@ def _alerts(alerts: Sequence[AlertRule], known: Mapping[str, Recorded]) -> Itera
         target, _, stretch = each.name.partition("-burn-")
         figure = known.get(_CONDITIONS.get(each.name, ""))
         if each.name == "no-data":
-            yield _alert(each.name, _silence(), "its series were there, and are not any more")
+            yield _alert(each.name, _silence(), "its series have disappeared")
         elif stretch and _burn(target, stretch) in known:
             rates = [known[_burn(target, over)].record for over in _BURNS[stretch]]
             burning = " and ".join(f"{rate} > {each.threshold:g}" for rate in rates)
@@ -358,7 +358,7 @@ def _alerts(alerts: Sequence[AlertRule], known: Mapping[str, Recorded]) -> Itera
 
 
 def _without_tokens() -> dict[str, Any]:
-    """An alert that there are no tokens, hence no cost per token, and what an hour costs."""
+    """An alert for no output tokens, and so no cost per token, with the cost per hour."""
     without = _recorded_as("usd_per_hour_without_tokens")
     summary = "no output tokens for an hour, so no cost per token; USD {{ $value }} per hour"
     return _alert("cost-without-tokens", f"{without} > 0", summary, severity="info")

@@ -308,7 +308,7 @@ def _lines(night: Night, currency: Currency) -> Iterator[str]:
     yield f"**{markdown(line.window)}** · {_for_chats(about)}"
     if line.is_simulated:
         yield SIMULATED
-    yield f"Price: {_for_chats(line.price or 'not told')}{rate}"
+    yield f"Price: {_for_chats(line.price or 'not given')}{rate}"
     yield ""
     if not night.report.tiles:
         yield "This report has no figures."

@@ -156,7 +156,7 @@ def _can_go(answer: Answer) -> str:
     if not many.low or answer.window.engines < 2:
         return ""
     saved = "" if not money.low else f", which saves {_range(money, usd)} per day"
-    return f" By it, {_range(many, count)} replicas can be removed{saved}."
+    return f" At that capacity, {_range(many, count)} replicas can be removed{saved}."
 
 
 def _range(found: Estimate, write: Write) -> str:

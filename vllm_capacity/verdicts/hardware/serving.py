@@ -475,7 +475,7 @@ def users_that_fit(
     if high < 1:
         weights = llm.weights_bytes(dtype) / gpus / GIB
         return Estimate.unknown(
-            f"{weights:.1f} GiB of {dtype} weights a GPU leave {gpus} × {span.label} no KV room "
+            f"{weights:.1f} GiB of {dtype} weights per GPU leave {gpus} × {span.label} no KV room "
             f"for one sequence of {tokens:,} tokens"
         )
     basis = f"KV arithmetic on {gpus} × {span.label}, all at {tokens:,} tokens at once"

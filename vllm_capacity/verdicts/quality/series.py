@@ -39,7 +39,7 @@ def ingest_notes(evidence: Evidence) -> list[Finding]:
         subjects = rows.get_column("subject").unique().sort().to_list()
         named = ", ".join(subjects[:3]) + (" …" if len(subjects) > 3 else "")
         details = "; ".join(rows.get_column("detail").unique().sort().to_list()[:2])
-        effect = f"{named}: {details}; {_INGEST_EFFECTS.get(str(check), 'see the intake table')}."
+        effect = f"{named}: {details}; {_INGEST_EFFECTS.get(str(check), 'see table intake')}."
         is_doubt = check in ("coverage", "clock") or "different values" in details
         count = int(rows.get_column("count").sum())
         first = rows.get_column("first_ts").min()

@@ -472,7 +472,7 @@ def best_minute_bound(best: BestMinute | None, unknown: Estimate) -> tuple[Estim
     time = "minute" if minutes <= 1 else f"{minutes} minutes"
     basis = f"the best {time} seen, up to {held.end:%Y-%m-%d %H:%M:%S} UTC"
     if held.luck:
-        basis += f", less {held.luck:.0%} that may be luck"
+        basis += f", less {held.luck:.0%} that may be chance"
     return (
         Estimate.at_least(best.sure, basis, reason=unknown.reason),
         Estimate.at_least(best.running, basis, reason=unknown.reason),

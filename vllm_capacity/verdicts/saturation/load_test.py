@@ -332,6 +332,6 @@ def _between(loads: LoadPoints, last: int) -> str:
     return (
         f"throughput rose to {output[last]:,.0f} output tokens/s at {running[last]:,.1f} running "
         f"requests and was {output[last + 1]:,.0f} at {running[last + 1]:,.1f}: the peak lies "
-        f"somewhere between {lighter:,.1f} and {running[last + 1]:,.1f}, and it takes loads there, "
-        "or the heavier one again, to tell it"
+        f"between {lighter:,.1f} and {running[last + 1]:,.1f}; test loads in between, or the "
+        "heavier one again"
     )
