@@ -166,7 +166,7 @@ def test_time_without_output_is_a_sentence_on_the_page_too(tmp_path, price):
     long_window(tmp_path / "night", days=0.2)
     a = vc.open(tmp_path / "night").analyze(price=price)
     for log in (log_of(*HALVES), log_of(), log_of(("a", 9, 0, 9, {"start": MONDAY, "model": "m"}))):
-        with pytest.raises(NoTelemetryError, match="is idle cost, and there is no use") as said:
+        with pytest.raises(NoTelemetryError, match="is idle cost, with no use") as said:
             a.tenants(log)
         assert ("($7.87)" in str(said.value)) is (price is not None)
         assert str(said.value) in repr(vc.tables.tenants_by_log(a, log))
@@ -361,7 +361,7 @@ def test_json_and_csv_say_the_same(run):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        pytest.param([], "Say what was used: --usage FILE", id="no log"),
+        pytest.param([], "Give a gateway's log: --usage FILE", id="no log"),
         pytest.param(["--usage", "none.csv"], "There is no log of use none.csv", id="no file"),
         pytest.param(["--usage", "logs.csv", "--csv", "--json"], "not both", id="two forms"),
         pytest.param(

@@ -218,4 +218,4 @@ def test_without_a_rate_the_ledger_says_that_the_bound_is_none(tmp_path):
     pods = {"a": [process(rng, -500, 10.0, 4.0)]}
     window = window_of(tmp_path, pods, {"a": [0.0, 15.0, 30.0, 45.0]})
     [outage] = quality_report(window, "outage")
-    assert "no rate at all, for none was seen: more may have been lost" in outage["effect"]
+    assert "an unknown rate, because none was observed: more may have been lost" in outage["effect"]

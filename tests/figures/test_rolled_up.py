@@ -123,7 +123,7 @@ def test_a_short_window_has_nothing_to_make(tmp_path):
     short = small_window(tmp_path, up({t: True for t in range(0, 600, 60)}))
     assert rolled_up(short.path, OneAfterAnother(2)) == RolledUp(0, 0)
     said = CliRunner().invoke(cli, ["rollup", str(short.path)], catch_exceptions=False)
-    assert said.output.startswith("w: nothing to make; figures of a window of up to six hours")
+    assert said.output.startswith("w: nothing to precompute; windows of up to six hours")
 
 
 def test_where_nothing_can_be_kept_it_says_so(path, monkeypatch, tmp_path):

@@ -234,7 +234,7 @@ def test_only_the_dead_source_is_a_failure(nights):
 def test_a_missing_log_is_one_line_and_nothing_else_is_said(nights):
     notes = {now.day: done.notes for now, done in nights.runs.items() if done.notes}
     log = nights.folder / "logs" / f"spend-{LATE_LOG}.csv"
-    line = f"{LATE_LOG}: There is no log of use {log}: the page comes without it."
+    line = f"{LATE_LOG}: There is no log of use {log}: the report is made without it."
     assert notes == {6: (line,)}
 
 

@@ -147,7 +147,7 @@ def test_a_target_by_option_and_by_file_is_refused(tmp_path: Path) -> None:
 def test_labels_of_saved_scrapes_are_their_own(tmp_path: Path) -> None:
     (tmp_path / "s.jsonl").write_text("{}")
     done = run("scrape", "--from", tmp_path / "s.jsonl", "--label", "a=b", "--to", tmp_path / "w")
-    assert (done.returncode, "saved scrapes hold their own" in done.stderr) == (2, True)
+    assert (done.returncode, "saved scrapes have their own" in done.stderr) == (2, True)
 
 
 def test_urls_alone_have_no_labels() -> None:

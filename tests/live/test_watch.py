@@ -302,7 +302,7 @@ def test_labels_of_targets_price_them_and_are_kept(tmp_path):
 def test_labels_are_of_targets_that_are_scraped(tmp_path):
     scraped(Recent(60, 1, Journal(tmp_path / "monday.journal")), "a:1", 3)
     words = ["watch", str(tmp_path / "monday"), "--label", "team=search"]
-    with pytest.raises(InputError, match="a scrape that is running has labels of its own"):
+    with pytest.raises(InputError, match="a scrape that is running has its own labels"):
         CliRunner().invoke(cli, words, catch_exceptions=False)
 
 

@@ -118,7 +118,7 @@ def test_cost_at_the_same_itl_has_its_target_and_intervals():
     spec = spec_of("cost_by_itl")
     assert caption(spec).replace("\N{NO-BREAK SPACE}", " ") == (
         "Cheapest within the ITL target of 100 ms: H100-80GB-SXM, $0.250 (between $0.200 and "
-        "$0.325) per million output tokens; each load of this window, moved to the other GPUs"
+        "$0.325) per million output tokens; each load of this window, transferred to the other GPUs"
     )
     assert rows_with(spec, "target") == [
         {"name": "p95 target 100\N{NO-BREAK SPACE}ms", "target": 0.1}

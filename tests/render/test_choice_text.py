@@ -110,7 +110,7 @@ def test_what_arithmetic_says_within_the_targets():
 def test_how_many_replicas_can_go_by_arithmetic():
     fleet = answer(by_arithmetic=RECKONED, window__engines=8)
     assert by_arithmetic(fleet).endswith(
-        " By it, 2 to 4 replicas can be removed, which saves $40.00 to $80.00 per day."
+        " At that capacity, 2 to 4 replicas can be removed, which saves $40.00 to $80.00 per day."
     )
     least = replace(
         RECKONED,
@@ -121,7 +121,7 @@ def test_how_many_replicas_can_go_by_arithmetic():
     )
     text = by_arithmetic(answer(by_arithmetic=least, window__engines=8))
     assert "at 1 running request, capacity on A100-80GB-SXM is at least 2,000" in text
-    assert text.endswith(" By it, at least 2 replicas can be removed.")
+    assert text.endswith(" At that capacity, at least 2 replicas can be removed.")
 
 
 def test_arithmetic_that_is_silent_says_nothing():

@@ -160,7 +160,7 @@ def test_another_server_at_the_same_time_counts(reports, priced):
 @pytest.mark.parametrize(
     ("to", "says"),
     [
-        pytest.param("csv", "only figures of the first screen are told", id="a table"),
+        pytest.param("csv", "only the summary figures are included", id="a table"),
         pytest.param("focus", "left out", id="a bill"),
     ],
 )
@@ -179,14 +179,14 @@ def test_a_page_of_an_earlier_release_is_told(reports, priced, to, says):
 def test_what_is_no_report_is_told(reports):
     (reports / "notes.html").write_text("<p>hello")
     assert exported(reports, "csv")[1] == (
-        "notes.html is left out: it is no report, or was changed.",
+        "notes.html is skipped: it is not a report, or was modified.",
     )
 
 
 @pytest.mark.parametrize("to", ["focus", "prometheus", "litellm"])
 def test_without_any_bill_there_is_none_to_export(tmp_path, priced, to):
     folder = write(tmp_path / "old", replace(on(priced, FIRST), use=None))
-    with pytest.raises(InputError, match="No report in old keeps what its bill is made of"):
+    with pytest.raises(InputError, match="No report in old has the data behind its bill"):
         exported(folder, to)
 
 
@@ -194,7 +194,7 @@ def test_pages_without_figures_are_no_table(tmp_path, priced):
     folder = write(tmp_path / "old", replace(on(priced, FIRST), use=None, tiles=()))
     with pytest.raises(InputError, match="hold no figures"):
         exported(folder, "csv")
-    assert "This report holds no figures." in exported(folder, "markdown")[0]
+    assert "This report has no figures." in exported(folder, "markdown")[0]
 
 
 def test_the_newest_night_is_told_with_its_change(tmp_path, priced):

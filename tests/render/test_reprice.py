@@ -103,7 +103,7 @@ def test_the_table_has_room(page, width):
     [
         pytest.param("none.html", None, "There is no report", id="no file"),
         pytest.param("page.html", "<p>hello", "is no report", id="another page"),
-        pytest.param("old.html", "", "does not keep what its bill is made of", id="an old page"),
+        pytest.param("old.html", "", "lacks the data behind its bill", id="an old page"),
     ],
 )
 def test_what_keeps_no_bill_is_refused(page, tmp_path, name, content, says):

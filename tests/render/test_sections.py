@@ -268,7 +268,7 @@ def per_target(*counts, effect="{}: scraped every 60 s, at most {}"):
             per_target(5, 9, 7),
             [
                 "gpu-10:8000: scraped every 60 s, at most 9. "
-                "The same of 2 others: gpu-1:8000, gpu-2:8000."
+                "The same for 2 others: gpu-1:8000, gpu-2:8000."
             ],
             id="three of one kind are one, as the one that came most often",
         ),
@@ -276,7 +276,7 @@ def per_target(*counts, effect="{}: scraped every 60 s, at most {}"):
             per_target(5, 4, 3, 2, 1),
             [
                 "gpu-1:8000: scraped every 60 s, at most 5. "
-                "The same of 4 others: gpu-10:8000, gpu-2:8000, gpu-3:8000 and 1 more."
+                "The same for 4 others: gpu-10:8000, gpu-2:8000, gpu-3:8000 and 1 more."
             ],
             id="of many, three are named",
         ),
@@ -476,7 +476,7 @@ def test_dollars_without_a_price_are_at_that_of_the_same_gpu(sweep):
             id="too slow",
         ),
         pytest.param(
-            {"replicas_needed": None}, "no number of replicas keeps that limit", id="never enough"
+            {"replicas_needed": None}, "no number of replicas meets that limit", id="never enough"
         ),
     ],
 )
@@ -491,10 +491,10 @@ def test_plan_of_several_models_has_a_queue_and_a_replay_of_each(planned):
     silent = replace(part, queue_check=None, replicas=Estimate.unknown("nothing was seen"))
     mixed = replace(planned, by_model={"m": part, "n": silent})
     said = repr(plans.queue_check(mixed)).replace("\xa0", " ")
-    assert "Of m, " in said
+    assert "For m: " in said
     assert "replicas are planned, spares included" in said
     assert "without spares would be" in said
-    assert "Of n, it is not known how many replicas it takes, because nothing was seen" in said
+    assert "For n: it is not known how many replicas are needed, because nothing was seen" in said
     assert "No queue check" in said
 
 

@@ -276,7 +276,7 @@ def test_another_target_is_refused(source, target, says):
 
 
 def test_windows_in_s3_are_not_listed():
-    with pytest.raises(InputError, match="not listed; name one, as s3://BUCKET/FOLDER"):
+    with pytest.raises(InputError, match="cannot be listed; use s3://BUCKET/FOLDER"):
         CliRunner().invoke(cli, ["windows", "s3://capacity/fleet"], catch_exceptions=False)
 
 

@@ -84,4 +84,4 @@ def test_a_cluster_that_does_not_answer_is_said_with_what_to_look_at(monkeypatch
 @pytest.mark.parametrize("place", ["", "spark", "ray://", "ray://me:secret@host:1", "ray://host"])
 def test_another_place_is_refused(place):
     said = CliRunner().invoke(cli, ["rollup", "w", "--on", place])
-    assert (said.exit_code, "is none of local, ray, ray://HOST:PORT" in said.output) == (2, True)
+    assert (said.exit_code, "must be local, ray or ray://HOST:PORT" in said.output) == (2, True)

@@ -81,7 +81,7 @@ def test_a_miss_below_a_load_that_met_the_targets_leaves_but_a_bound():
     steps = [load(n, x, ttft_p95_seconds=t) for n, x, t in LOADS for _ in range(6)]
     found = within(made_steps(*steps, *[slowed] * 3), 0.45)
     assert (found.low, found.mid, found.high) == (57.0, None, None)
-    assert "it takes loads in between" in found.reason
+    assert "loads in between would narrow it" in found.reason
 
 
 def test_a_throughput_that_was_held_within_the_target_bounds_the_capacity_from_below():
@@ -127,7 +127,7 @@ def test_slo_throughput_is_unknown(ttft, itl, part_of_reason):
 def test_slo_throughput_is_at_least_what_was_held_where_targets_were_always_met():
     found = within(loaded(LOADS), 5.0, None)
     assert (found.low, found.mid, found.high) == (264, None, None)
-    assert "more load would tell it" in found.reason
+    assert "a heavier load would show it" in found.reason
 
 
 def test_slo_throughput_is_never_above_the_capacity():
@@ -199,7 +199,7 @@ def test_is_oversaturating(steps, expected):
 
 
 def test_oversaturation_says_how_fast():
-    assert "waiting changed by +6.0 requests a minute" in is_oversaturating(ramp(2.0, 0.5)).evidence
+    assert "waiting changed by +6.0 requests per minute" in is_oversaturating(ramp(2.0, 0.5)).evidence
 
 
 def test_one_engine_that_falls_behind_is_enough():

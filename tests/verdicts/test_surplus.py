@@ -173,27 +173,27 @@ def replayed(replicas, *, is_kept):
         pytest.param(
             [replayed(3, is_kept=True)],
             [
-                "A simulated replay of the busiest arrivals (15.0 min from 24 Nov 2026 00:00 UTC) "
-                "on 3 replicas kept up even at the low end of their capacity: p95 TTFT 400\xa0ms, "
-                "ITL 30.0\xa0ms, E2E 8.00\xa0s."
+                "In a simulated replay of the busiest arrivals (15.0 min from 24 Nov 2026 00:00 "
+                "UTC), 3 replicas kept up even at the low end of the capacity: p95 TTFT "
+                "400\xa0ms, ITL 30.0\xa0ms, E2E 8.00\xa0s."
             ],
             id="kept",
         ),
         pytest.param(
             [replayed(3, is_kept=False), replayed(4, is_kept=True)],
             [
-                "A simulated replay of the busiest arrivals (15.0 min from 24 Nov 2026 00:00 UTC) "
-                "on 3 replicas did not keep up (p95 TTFT 400\xa0ms, ITL 30.0\xa0ms, E2E "
-                "8.00\xa0s), so 4 are counted; on these it kept up."
+                "In a simulated replay of the busiest arrivals (15.0 min from 24 Nov 2026 00:00 "
+                "UTC), 3 replicas did not keep up (p95 TTFT 400\xa0ms, ITL 30.0\xa0ms, E2E "
+                "8.00\xa0s), but 4 did, so these are counted."
             ],
             id="one more",
         ),
         pytest.param(
             [replayed(3, is_kept=False), replayed(3, is_kept=True)],
             [
-                "A simulated replay of the busiest arrivals (15.0 min from 24 Nov 2026 00:00 UTC) "
-                "on 3 replicas did not keep up (p95 TTFT 400\xa0ms, ITL 30.0\xa0ms, E2E "
-                "8.00\xa0s) at the low end of their capacity; at its high end it did."
+                "In a simulated replay of the busiest arrivals (15.0 min from 24 Nov 2026 00:00 "
+                "UTC), 3 replicas did not keep up (p95 TTFT 400\xa0ms, ITL 30.0\xa0ms, E2E "
+                "8.00\xa0s) at the low end of the capacity, but did at its high end."
             ],
             id="at the high end",
         ),

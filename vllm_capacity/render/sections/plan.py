@@ -119,7 +119,7 @@ def _rests_on(found: Surplus) -> list[str]:
         sentence
         for name, part in parts.items()
         for sentence in (
-            f"{name or 'No model'}: {_of_model(part)}.",
+            f"For {name or 'no model'}: {_of_model(part)}.",
             *replay_sentences(part.replays),
         )
     ]
@@ -192,7 +192,7 @@ def queue_check(plan: Plan) -> Text:
             sentence
             for name, part in parts.items()
             for sentence in (
-                f"{name or 'No model'}: {_many(part.replicas)}.",
+                f"For {name or 'no model'}: {_many(part.replicas)}.",
                 _queue_sentence(part.queue_check, working(part.replicas, policy)),
                 *replay_sentences(part.replays),
             )
