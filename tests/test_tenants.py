@@ -385,7 +385,7 @@ def test_settings_say_it_once(run, tmp_path):
 
 def test_a_page_says_it_or_why_not(sweep):
     shown = vc.tables.tenants_by_log(sweep, log_of(*HALVES))
-    assert shown.caption.startswith("Who used it. Shares: each step's time shared")
+    assert shown.caption.startswith("Cost by tenant. Shares: each step's time shared")
     away = log_of(("a", 1, 0, 1, {"model": "x"}))
     assert "No row of the usage" in repr(vc.tables.tenants_by_log(sweep, away))
     with pytest.raises(NoTelemetryError):
@@ -397,6 +397,6 @@ def test_the_report_takes_a_log(run, monkeypatch, capsys, tmp_path):
     code, out, err = command_line.run(monkeypatch, capsys, *words)
     assert (code, err) == (0, "")
     page = (tmp_path / out.strip()).read_text()
-    assert "Who used it. Shares: each step" in page
+    assert "Cost by tenant. Shares: each step" in page
     assert "(in no log)" in page
     assert "sk-ann" not in page

@@ -242,8 +242,8 @@ def test_a_missing_log_is_one_line_and_nothing_else_is_said(nights):
 def test_each_page_has_the_shares_of_its_day(nights, day):
     page = (nights.folder / "reports" / f"{day}.html").read_text()
     rows = len([at for at in scrapes() if at.date() == day])
-    counts = re.findall(r"<td[^>]*>(\d+)</td>", page.partition("Who used it")[2])
-    assert "Who used it" in page
+    counts = re.findall(r"<td[^>]*>(\d+)</td>", page.partition("Cost by tenant")[2])
+    assert "Cost by tenant" in page
     assert {str(rows * 3 // 4), str(rows // 4)} <= set(counts[:20])
 
 

@@ -64,7 +64,7 @@ def tenants_by_log(
         found = tenants(analysis, usage, idle=idle_rule(idle), aliases=pairs(models))
     except NoTelemetryError as error:
         return text(str(error))
-    return replace(_table(found, most=_MOST), caption="Who used it. " + " ".join(notes(found)))
+    return replace(_table(found, most=_MOST), caption="Cost by tenant. " + " ".join(notes(found)))
 
 
 def tenants_text(analysis: Analysis, found: Tenants, *, width: int) -> str:
