@@ -75,7 +75,7 @@ def test_without_json_it_is_words(tmp_path):
             id="a column twice",
         ),
         pytest.param(
-            HEAD + "1,fast\n", "line 2: output_tokens_per_second is 'fast'", id="no number"
+            HEAD + "1,fast\n", "line 2: output_tokens_per_second is 'fast'", id="a number"
         ),
         pytest.param(HEAD + "1,5\n-2,9\n", "line 3: running_requests is '-2'", id="negative"),
         pytest.param(HEAD + "1,5\n2,inf\n", "line 3: output_tokens_per_second is 'inf'", id="inf"),

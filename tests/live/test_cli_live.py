@@ -242,7 +242,7 @@ def test_alerts_end_with_1_when_one_fires(
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        pytest.param(["--above", "waiting=many"], "Cannot read --above", id="no number"),
+        pytest.param(["--above", "waiting=many"], "Cannot read --above", id="a number"),
         pytest.param(["--above", "nope=1"], "No alert is called 'nope'", id="no such alert"),
         pytest.param(["--over", "soon"], "Cannot read 'soon' as a duration", id="no duration"),
     ],

@@ -199,7 +199,9 @@ def test_is_oversaturating(steps, expected):
 
 
 def test_oversaturation_says_how_fast():
-    assert "waiting changed by +6.0 requests per minute" in is_oversaturating(ramp(2.0, 0.5)).evidence
+    assert (
+        "waiting changed by +6.0 requests per minute" in is_oversaturating(ramp(2.0, 0.5)).evidence
+    )
 
 
 def test_one_engine_that_falls_behind_is_enough():

@@ -71,10 +71,10 @@ def cost(
     schema_version: str,
     **given: object,
 ) -> None:
-    """Divide the bill of WINDOW by engine, instance, model or label; the parts add up to it.
+    """Divide the bill of WINDOW by engine, model or label.
 
-    With --invoice, also show what the cloud charged for that time and explain the difference: by
-    hours, price, or time without a charge.
+    The parts add up to the bill. With --invoice, also show what the cloud charged for that time and
+    explain the difference: by hours, price, or time without a charge.
     """
     analysis = analysis_of(one_window(argument, window), given, verify=verify)
     found = None
