@@ -17,8 +17,9 @@ from vllm_capacity.figures.makes import target_labels
 from vllm_capacity.live.pull import pull_prometheus
 from vllm_capacity.selector import selector
 from vllm_capacity.sources.answers import AnswerCache
-from vllm_capacity.sources.prometheus import Prometheus, families
+from vllm_capacity.sources.prometheus import Prometheus
 from vllm_capacity.sources.prometheus_pull import prometheus_in_parts, read_prometheus
+from vllm_capacity.sources.prometheus_rows import families
 from vllm_capacity.telemetry.parts import Held, Spool
 from vllm_capacity.telemetry.store import write_window
 from vllm_capacity.telemetry.window import open_window

@@ -1,16 +1,18 @@
 """A range of a Prometheus, pulled hour by hour: every sample, or downsampled on the server.
 
-Downsampled, in words:
+How it is downsampled:
 
-1. Gauges come whole, and what a scraper notes of its scrapes. Of counters and histograms comes the
-   last state in each minute of the clock, by a range query: what they grow by between two ends of
-   minutes is then what it is by all samples.
-2. When in its minute a state was sampled, the gauges of its target say: they are of one scrape.
-3. A minute of a target comes whole where that would not be enough: where one of its series begins
-   or ends, where a counter or bucket fell (asked of the server), where no gauge gives the time, and
-   where an end of the range cuts the minute.
+1. Gauges, and what a scraper records about its scrapes, are pulled in full. For counters and
+   histograms, a range query returns the last state in each minute of the clock: increases between
+   two minute ends are then the same as from all samples.
+2. The time of such a state within its minute is that of the target's gauges, because all samples
+   of a scrape have one time.
+3. A minute of a target is pulled in full if that is not enough: if one of its series begins or
+   ends, if a counter or bucket decreased (the server is queried for resets), if no gauge gives the
+   time, and if an end of the range cuts the minute.
 
-So a restart is seen as by all samples, and every scrape of counters that is there at all is whole.
+So restarts are detected as from all samples, and every scrape of counters that is returned is
+complete.
 """
 
 from __future__ import annotations
@@ -26,11 +28,10 @@ import polars as pl
 from vllm_capacity.sources.answers import AnswerCache, Step
 from vllm_capacity.sources.otlp import Wire
 from vllm_capacity.sources.parquet import LOOKBACK, cut_in_parts
-from vllm_capacity.sources.prometheus import (
-    ANSWER,
+from vllm_capacity.sources.prometheus import ANSWER, Prometheus
+from vllm_capacity.sources.prometheus_rows import (
     HISTOGRAM_PARTS,
     Families,
-    Prometheus,
     SeriesReader,
     declared_kind,
     families,
