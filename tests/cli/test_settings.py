@@ -8,13 +8,8 @@ import command_line
 import pytest
 
 from vllm_capacity.cli.config import settings_text
-from vllm_capacity.cli.options.settings import (
-    SECTIONS,
-    SourceSettings,
-    read_settings_file,
-    setting_options,
-    taken,
-)
+from vllm_capacity.cli.options.settings import SECTIONS, SourceSettings, setting_options, taken
+from vllm_capacity.cli.options.settings_file import read_settings_file
 
 USER = "[price]\nusd_per_hour = 2.0\n[slo]\nttft_p95_seconds = 1.5\n"
 

@@ -146,7 +146,7 @@ def cli(
     context: click.Context, memory_limit: str | None, own_facts: Path | None, settings: Path | None
 ) -> None:
     """Capacity and cost planning for self-hosted LLM inference on vLLM."""
-    from vllm_capacity.cli.options.settings import FILE_NAME, VERBS, read_settings_file
+    from vllm_capacity.cli.options.settings_file import FILE_NAME, VERBS, read_settings_file
 
     context.obj = settings or Path(FILE_NAME)
     if context.invoked_subcommand in VERBS and (settings or context.obj.is_file()):

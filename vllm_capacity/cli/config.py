@@ -12,13 +12,8 @@ from typing import Any
 
 import click
 
-from vllm_capacity.cli.options.settings import (
-    FILE_NAME,
-    SECTIONS,
-    keys_of,
-    read_settings_file,
-    setting_options,
-)
+from vllm_capacity.cli.options.settings import SECTIONS, setting_options
+from vllm_capacity.cli.options.settings_file import FILE_NAME, keys_of, read_settings_file
 from vllm_capacity.errors import InputError
 from vllm_capacity.live.access import checked_url, is_prometheus, is_server
 

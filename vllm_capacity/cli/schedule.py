@@ -21,12 +21,8 @@ from pathlib import Path
 import click
 import yaml
 
-from vllm_capacity.cli.options.settings import (
-    FILE_NAME,
-    DaySettings,
-    SettingsFile,
-    read_settings_file,
-)
+from vllm_capacity.cli.options.settings import DaySettings
+from vllm_capacity.cli.options.settings_file import FILE_NAME, SettingsFile, read_settings_file
 from vllm_capacity.errors import InputError
 
 _NAME = "vllm-capacity-report"
