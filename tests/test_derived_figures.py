@@ -12,8 +12,9 @@ from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.fleet import Rule
 from vllm_capacity.figures.losses import Lost
-from vllm_capacity.plan import PlanRequest, gpu_options, plan
+from vllm_capacity.plan import PlanRequest, plan
 from vllm_capacity.verdicts.hardware.compare import Option
+from vllm_capacity.verdicts.hardware.other_gpus import gpu_options
 from vllm_capacity.verdicts.saturation.fit import RegimeTime, Saturation, Stretch, imbalance
 
 START = datetime(2026, 11, 24, tzinfo=UTC)

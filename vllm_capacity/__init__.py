@@ -36,10 +36,11 @@ if TYPE_CHECKING:
     from vllm_capacity.errors import CapacityError, InputError, SourceError
     from vllm_capacity.estimate import Estimate
     from vllm_capacity.figures.histogram import bucket_quantile
-    from vllm_capacity.plan import Plan, gpu_interactivity, gpu_options
+    from vllm_capacity.plan import Plan
     from vllm_capacity.render import charts
     from vllm_capacity.render import sections as tables
     from vllm_capacity.resources import shipped
+    from vllm_capacity.verdicts.hardware.other_gpus import gpu_interactivity, gpu_options
     from vllm_capacity.verdicts.hardware.serving import Calibration
     from vllm_capacity.verdicts.saturation.curve import Prior
     from vllm_capacity.verdicts.sizing import Policy
@@ -90,7 +91,8 @@ _HOMES = {
     "errors": ("CapacityError", "InputError", "SourceError"),
     "estimate": ("Estimate",),
     "figures.histogram": ("bucket_quantile",),
-    "plan": ("Plan", "gpu_interactivity", "gpu_options"),
+    "plan": ("Plan",),
+    "verdicts.hardware.other_gpus": ("gpu_interactivity", "gpu_options"),
     "resources": ("shipped",),
     "verdicts.saturation.curve": ("Prior",),
     "verdicts.hardware.serving": ("Calibration",),

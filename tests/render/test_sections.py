@@ -12,13 +12,14 @@ from vllm_capacity.assumptions import Assumptions, Slo, pricing
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.prices import find_price
-from vllm_capacity.plan import PlanRequest, gpu_options, plan
+from vllm_capacity.plan import PlanRequest, plan
 from vllm_capacity.render.sections import claim as claims
 from vllm_capacity.render.sections import cost, header, latency, quality, saturation
 from vllm_capacity.render.sections import plan as plans
 from vllm_capacity.render.tables import text
 from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.verdicts.cost.comparisons import Claim
+from vllm_capacity.verdicts.hardware.other_gpus import gpu_options
 from vllm_capacity.verdicts.saturation.advice import Advice
 from vllm_capacity.verdicts.sizing import Policy
 
