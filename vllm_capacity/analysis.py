@@ -67,7 +67,6 @@ from vllm_capacity.figures.series import per_step, readable_step_seconds
 from vllm_capacity.figures.short_parts import as_read
 from vllm_capacity.figures.traffic import failures
 from vllm_capacity.load_curve import LoadCurve, load_curve
-from vllm_capacity.served import served
 from vllm_capacity.setups import engine_gpus, engine_setups
 from vllm_capacity.sources.invoices import Invoice
 from vllm_capacity.telemetry.window import Window
@@ -97,6 +96,7 @@ from vllm_capacity.verdicts.hardware.what_if import shipped_what_if
 from vllm_capacity.verdicts.quality import evidence
 from vllm_capacity.verdicts.quality.evidence import Finding
 from vllm_capacity.verdicts.quality.report import quality_report
+from vllm_capacity.verdicts.replay import served
 from vllm_capacity.verdicts.saturation.advice import advice
 from vllm_capacity.verdicts.saturation.capacity import fleet_sum, headroom, utilization
 from vllm_capacity.verdicts.saturation.fit import Saturation, SaturationFit, engine_fits, saturation

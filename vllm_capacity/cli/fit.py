@@ -12,8 +12,7 @@ import polars as pl
 
 from vllm_capacity.cli.options import FILE, columns
 from vllm_capacity.errors import InputError
-from vllm_capacity.render.load_test import at_text, next_text
-from vllm_capacity.render.terminal import fit_text
+from vllm_capacity.render.terminal import at_text, fit_text, next_text
 from vllm_capacity.sources.load_test_commands import TOOLS, Workload, load_test_command
 from vllm_capacity.sources.loadtests import read_loads
 from vllm_capacity.verdicts.saturation.at_load import AtLoad, fit_at

@@ -51,7 +51,9 @@ from vllm_capacity.sources.demand import Clock
 from vllm_capacity.telemetry.window import KnownWindow
 from vllm_capacity.verdicts.demand.forecast import Forecast
 from vllm_capacity.verdicts.hardware.what_if import WhatIf
+from vllm_capacity.verdicts.saturation.at_load import AtLoad
 from vllm_capacity.verdicts.saturation.fit import Saturation
+from vllm_capacity.verdicts.saturation.next_load import NextLoad
 
 _WIDTH = 80
 
@@ -144,6 +146,39 @@ def fit_text(found: Saturation, *, width: int = _WIDTH) -> str:
     limit = prose.LIMITS.get(found.bottleneck or "")
     bottleneck = wrapped(f"The first bottleneck is {limit}.", width) if limit else ""
     return _page(figures_table(figures).to_text(width), bottleneck)
+
+
+def at_text(found: AtLoad, *, width: int = _WIDTH) -> str:
+    """Throughput and latency at a concurrency, one per row, with intervals and basis."""
+    figures = (
+        Figure("throughput", found.output_tokens_per_second, number, "output tokens/s"),
+        Figure("requests", found.requests_per_second, number, "requests/s"),
+        Figure("request latency", found.request_seconds, seconds, "mean"),
+        Figure("TTFT", found.ttft_p95_seconds, seconds, "p95"),
+        Figure("ITL", found.itl_p95_seconds, seconds, "p95"),
+    )
+    caption = f"At {found.clients:,.4g} concurrent requests"
+    return figures_table(figures, caption=caption).to_text(width)
+
+
+def next_text(proposed: Sequence[NextLoad], commands: Sequence[str], *, width: int = _WIDTH) -> str:
+    """The next loads to test, each with the interval expected after it and the command to run."""
+    if not proposed:
+        return wrapped("No further load would narrow the capacity much.", width)
+    lines = []
+    for place, (each, command) in enumerate(zip(proposed, commands, strict=True)):
+        lead = "And then: " if place else "Next load to test: "
+        lines.append(
+            wrapped(f"{lead}{each.clients:,} concurrent requests.{_expected_width(each)}", width)
+        )
+        lines.append(f"  {command}\n")
+    return "".join(lines)
+
+
+def _expected_width(each: NextLoad) -> str:
+    if each.high_over_low is None:
+        return " Three loads are needed to see how throughput bends."
+    return f" Expected to narrow the capacity's interval to high ÷ low = {each.high_over_low:.2f}."
 
 
 def whatif_text(found: WhatIf, *, where: str, width: int = _WIDTH) -> str:
