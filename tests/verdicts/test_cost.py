@@ -10,7 +10,6 @@ from vllm_capacity.estimate import Estimate, Kind
 from vllm_capacity.facts.prices import NO_PRICE
 from vllm_capacity.verdicts.cost.bill import (
     FIGURES,
-    MONEY_FIGURES,
     CostShare,
     Usage,
     bill,
@@ -19,6 +18,7 @@ from vllm_capacity.verdicts.cost.bill import (
     shared_engine,
 )
 
+MONEY_FIGURES = tuple(name for name in FIGURES if name != "utilization")
 NO_KNEE = Estimate.unknown("the curve does not bend")
 KNEE = Estimate.known(90.0, 100.0, 110.0, "plateau of the curve")
 BUSY = Usage(

@@ -77,10 +77,6 @@ class News:
         return "\n".join([*lines, "; ".join(filter(None, (subject, where)))])
 
 
-Send = Callable[[Recipient, News, str], bool]
-"""Sends news, with the body, to a recipient; returns whether it was accepted."""
-
-
 def recipients(given: Sequence[str], environment: Mapping[str, str]) -> tuple[Recipient, ...]:
     """The recipients for apprise URLs, such as `slack://${SLACK_TOKENS}/#gpus`, or `file:PATH`.
 

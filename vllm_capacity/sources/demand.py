@@ -62,7 +62,6 @@ class DemandSeries:
 
     frame: pl.DataFrame
     clock: Clock
-    time_column: str
 
 
 class _Row(NamedTuple):
@@ -91,7 +90,7 @@ def read_demand(path: Path, column: str) -> DemandSeries:
     latest = rows[ts_seconds.index(max(ts_seconds))].stamp if rows else ""
     schema = {"ts_seconds": pl.Float64(), "value": pl.Float64()}
     frame = pl.DataFrame({"ts_seconds": ts_seconds, "value": values}, schema=schema)
-    return DemandSeries(frame.sort("ts_seconds"), _clock(units, latest), time_column)
+    return DemandSeries(frame.sort("ts_seconds"), _clock(units, latest))
 
 
 def _text_table(path: Path) -> pl.DataFrame:

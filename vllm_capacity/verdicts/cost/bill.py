@@ -79,7 +79,6 @@ class Costs(Figures):
 
 
 FIGURES = tuple(field.name for field in fields(Costs))
-MONEY_FIGURES = tuple(name for name in FIGURES if name != "utilization")
 
 
 @dataclass(frozen=True)
