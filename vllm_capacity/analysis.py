@@ -85,7 +85,7 @@ from vllm_capacity.verdicts.cost.idle import Savings, savings
 from vllm_capacity.verdicts.cost.reconcile import Reconciliation, reconciled
 from vllm_capacity.verdicts.cost.shares import Counted
 from vllm_capacity.verdicts.demand.forecast import DemandAhead, demand_ahead
-from vllm_capacity.verdicts.demand.weeks import LEAST_HOURS
+from vllm_capacity.verdicts.demand.weeks import MIN_HOURS
 from vllm_capacity.verdicts.fleet import EngineRow, ModelRow, engine_rows, model_rows
 from vllm_capacity.verdicts.hardware.unloaded import (
     ByArithmetic,
@@ -247,7 +247,7 @@ class Analysis:
     @property
     def is_days_long(self) -> bool:
         """Whether it has 24 whole hours, the minimum for a profile by hour of the week."""
-        return self.hours.height >= LEAST_HOURS
+        return self.hours.height >= MIN_HOURS
 
     # --- fits and verdicts ----------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from vllm_capacity.facts.llms import find_llm
 from vllm_capacity.facts.metrics import ITL, TTFT
 from vllm_capacity.facts.prices import Price, find_price, given_price, price_of
 
-_MOST_GPUS = 100_000
+_MAX_GPUS = 100_000
 
 
 _P95 = "_p95_seconds"
@@ -134,9 +134,9 @@ class Pricing:
 
     def __post_init__(self) -> None:
         """InputError for an invalid GPU count or price."""
-        if not _is_number(self.gpus_per_engine, above=0, most=_MOST_GPUS):
+        if not _is_number(self.gpus_per_engine, above=0, most=_MAX_GPUS):
             raise InputError(
-                f"GPUs per engine must be above 0, and {_MOST_GPUS:,} at most, not "
+                f"GPUs per engine must be above 0, and {_MAX_GPUS:,} at most, not "
                 f"{self.gpus_per_engine!r}."
             )
         if not isinstance(self.usd_per_gpu_hour, Estimate | None):

@@ -23,8 +23,8 @@ from vllm_capacity.verdicts.changes import (
 )
 
 _MIX_RATIO, _PRICE_RATIO = 1.05, 1.001  # smaller differences do not count as reasons
-_MOST_SETTINGS = 5
-_listed = partial(listed, most=_MOST_SETTINGS)
+_MAX_SETTINGS = 5
+_listed = partial(listed, most=_MAX_SETTINGS)
 _MEASURED = frozenset(
     ("num_gpu_blocks", "kv_cache_size_tokens", "kv_cache_max_concurrency", "num_cpu_blocks")
 )
@@ -194,7 +194,7 @@ def _settings(before: Analysis, after: Analysis) -> Iterator[Reason]:
     """Changes in the servers' reported settings, and in the metrics that they export."""
     one, two = _labels(before), _labels(after)
     other = [name for name in sorted(one.keys() & two.keys()) if one[name] != two[name]]
-    for name in other[:_MOST_SETTINGS]:
+    for name in other[:_MAX_SETTINGS]:
         yield Reason("setting", f"{name}: {_listed(one[name])} → {_listed(two[name])}")
     gone, new = one.keys() - two.keys(), two.keys() - one.keys()
     families = _families(before), _families(after)

@@ -24,7 +24,7 @@ from vllm_capacity.facts.metrics import GENERATION_TOKENS, PROMPT_TOKENS, REQUES
 from vllm_capacity.render.exports import FORMATS, export
 from vllm_capacity.render.exports.currency import USD, Currency, parse_currency
 from vllm_capacity.render.exports.prometheus import _ends
-from vllm_capacity.render.exports.summary import MOST_CHARACTERS
+from vllm_capacity.render.exports.summary import MAX_CHARACTERS
 from vllm_capacity.telemetry.window import open_window
 
 DATA = Path(__file__).parents[1] / "data" / "focus"
@@ -272,7 +272,7 @@ def test_litellm_without_a_price_or_in_euros_is_refused(unpriced, replicas):
 @pytest.mark.parametrize("name", ["replicas", "unpriced"])
 def test_markdown_fits_into_a_message(name, request):
     text = export(request.getfixturevalue(name), "markdown", USD)
-    assert len(text) <= MOST_CHARACTERS + 2
+    assert len(text) <= MAX_CHARACTERS + 2
     assert text.count("\n- ") == 10
 
 

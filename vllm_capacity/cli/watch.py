@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from vllm_capacity.live.watch import FromPrometheus, Recent
 
 _ONCE_SECONDS = 12.0
-_MOST_COLUMNS = 160  # a table of eleven columns, no prose
+_MAX_COLUMNS = 160  # a table of eleven columns, no prose
 ORDERS = (
     *("worst", "name", "tokens", "running", "waiting", "kv"),
     *("ttft", "itl", "cost", "headroom"),
@@ -358,7 +358,7 @@ class _Screen:
                 return as_text(found)
             from vllm_capacity.render.watch import watch_text
 
-            return watch_text(found, width=columns(_MOST_COLUMNS))
+            return watch_text(found, width=columns(_MAX_COLUMNS))
 
     def _waiting(self) -> str:
         from vllm_capacity.live.watch import silence

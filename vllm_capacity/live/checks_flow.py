@@ -18,7 +18,7 @@ from vllm_capacity.sources.parseable_shapes import Instance
 from vllm_capacity.timerange import parse_duration_seconds
 
 # If the configuration is unknown: long enough to see an export every 10 s, as in our own.
-_LEAST_WAIT_SECONDS: Final = 15.0
+_MIN_WAIT_SECONDS: Final = 15.0
 _MARGIN: Final = 1.25
 _INTERVALS: Final = ("scrape_interval", "flush_timeout")
 _VARIABLE: Final = re.compile(r"\$\{(?:env:)?(\w+)(?::-([^}]*))?\}")
@@ -48,7 +48,7 @@ def longest_wait_seconds(config: Mapping[str, Any], environment: Mapping[str, st
     """
     texts = (text for name in _INTERVALS for text in _values(config, name))
     seconds = [found for text in texts if (found := _seconds(text, environment)) is not None]
-    return max(_LEAST_WAIT_SECONDS, _MARGIN * max(seconds, default=0.0))
+    return max(_MIN_WAIT_SECONDS, _MARGIN * max(seconds, default=0.0))
 
 
 def _values(config: object, name: str) -> Iterator[str]:

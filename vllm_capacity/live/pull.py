@@ -44,7 +44,7 @@ _THINNED_FROM = timedelta(hours=3)
 # Parseable allows a query 300 s; the rest is for the transfer of its answer.
 _TIMEOUT = httpx.Timeout(600.0, connect=10.0)
 _GLANCE_SECONDS = 5.0
-_MOST_BYTES = 2 * 1024**3  # per answer: an hour of all samples of a large fleet
+_MAX_BYTES = 2 * 1024**3  # per answer: an hour of all samples of a large fleet
 _KEPT = httpx.Limits(max_keepalive_connections=1)
 
 
@@ -186,7 +186,7 @@ def _http_client(
         settings,
         base_url=url,
         timeout=_TIMEOUT,
-        most_bytes=_MOST_BYTES,
+        most_bytes=_MAX_BYTES,
         limits=_KEPT,
         verify=trust,
     )

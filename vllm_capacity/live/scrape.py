@@ -232,7 +232,7 @@ def doubt(text: str) -> str:
     return "" if _OURS in text else NO_SERIES
 
 
-LEAST_SECONDS = 0.01
+MIN_SECONDS = 0.01
 Read = Callable[[Path, Spool], RowsInParts]
 """Reads the rows of a file of saved scrapes; the `Spool` is temporary storage for them."""
 
@@ -266,10 +266,9 @@ def capture(
     recovered. `scraped` is called after the last scrape, before the window is made. InputError if
     the window or a journal already exists, SourceError if no scrape was answered.
     """
-    if every_seconds < LEAST_SECONDS:
+    if every_seconds < MIN_SECONDS:
         raise InputError(
-            f"Cannot scrape every {every_seconds:g} s: the shortest interval is {LEAST_SECONDS:g} "
-            "s."
+            f"Cannot scrape every {every_seconds:g} s: the shortest interval is {MIN_SECONDS:g} s."
         )
     settings = read_settings(environment, profile, prefix=METRICS, names=METRICS_SETTINGS)
     ends = stop or threading.Event()

@@ -23,7 +23,7 @@ _GAPS = frozenset({"", "nan", "null", "none", "na"})
 _ISO_TAIL = re.compile(r"\d{2}(Z|[+-]\d{2}(?::?\d{2})?)$", re.IGNORECASE)
 _DATE = re.compile(r"\d{4}-?\d{2}-?\d{2}")
 _NUMBERED = re.compile(r"_duplicated_\d+$")
-_MOST = 1e12
+_MAX = 1e12
 _EPOCH_UNITS = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
 
 
@@ -182,10 +182,10 @@ def _count(cell: str, column: str, path: Path, line: int) -> float | None:
             f"{path}, line {line}: {cell} in column {column!r} is negative; demand cannot be below "
             "0. Leave the cell empty where nothing was recorded."
         )
-    if number > _MOST:
+    if number > _MAX:
         raise InputError(
             f"{path}, line {line}: {cell} in column {column!r} is too large; the maximum is "
-            f"{_MOST:g} per row."
+            f"{_MAX:g} per row."
         )
     return number
 

@@ -16,7 +16,7 @@ from typing import BinaryIO, Final
 _MAGIC: Final = b"\x1f\x8b\x08"  # including the only compression method, deflate
 _GZIP: Final = 31  # zlib's number for a gzip header and trailer
 _READ_BYTES: Final = 64 * 1024
-_MOST_AT_ONCE: Final = 1024 * 1024
+_MAX_AT_ONCE: Final = 1024 * 1024
 _KEPT_BYTES: Final = 4 * 1024 * 1024  # per member: some scrapes of a large server
 
 
@@ -103,7 +103,7 @@ def _decompressed(member: zlib._Decompress, file: BinaryIO, start: int) -> Itera
         if not data:
             return
         while data and not member.eof:
-            yield member.decompress(data, _MOST_AT_ONCE)
+            yield member.decompress(data, _MAX_AT_ONCE)
             data = member.unconsumed_tail
 
 

@@ -105,7 +105,7 @@ def transport_errors(at: str) -> Iterator[None]:
         ) from error
 
 
-_MOST_BYTES: Final = 64 * 1024 * 1024
+_MAX_BYTES: Final = 64 * 1024 * 1024
 _PIECE_BYTES: Final = 1024 * 1024
 _LOOK_SECONDS: Final = 0.2  # how often a waiting read checks `stop`
 _GZIP: Final = 31  # zlib's number for a gzip header and trailer
@@ -117,7 +117,7 @@ def client(
     timeout: float | httpx.Timeout = 20.0,
     limits: httpx.Limits = NO_KEEPALIVE,
     verify: ssl.SSLContext | None = None,
-    most_bytes: int = _MOST_BYTES,
+    most_bytes: int = _MAX_BYTES,
     stop: threading.Event | None = None,
     transport: httpx.BaseTransport | None = None,
     **settings: Any,  # noqa: ANN401  whatever else httpx.Client takes

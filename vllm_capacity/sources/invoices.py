@@ -32,7 +32,7 @@ INVOICE_SCHEMA: dict[str, Any] = {
 """A charge; `hours` is null if the row has none. A row without an end covers one day."""
 
 _DAY = timedelta(days=1)
-_MOST_USD = 1e12
+_MAX_USD = 1e12
 _EXAMPLES = 5
 
 
@@ -96,6 +96,6 @@ def _amount(value: object, what: str) -> float:
         number = float(str(value).replace("$", "").strip())
     except ValueError:
         raise ValueError(f"{what} {value!r} is not a number") from None
-    if not abs(number) <= _MOST_USD:
+    if not abs(number) <= _MAX_USD:
         raise ValueError(f"{what} {value!r} is not a number")
     return number

@@ -14,7 +14,7 @@ from vllm_capacity.errors import InputError
 
 TOOLS = ("vllm", "guidellm", "aiperf")
 """`vllm` is `vllm bench serve`."""
-_REQUESTS_PER_CLIENT, _LEAST_REQUESTS = 10, 50
+_REQUESTS_PER_CLIENT, _MIN_REQUESTS = 10, 50
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Workload:
 
 def load_test_command(tool: str, clients: int, workload: Workload) -> str:
     """The tool's command line to keep `clients` clients busy; InputError for an unknown tool."""
-    requests = max(_LEAST_REQUESTS, _REQUESTS_PER_CLIENT * clients)
+    requests = max(_MIN_REQUESTS, _REQUESTS_PER_CLIENT * clients)
     name = f"load-{clients}"
     if tool == "vllm":
         return shlex.join(

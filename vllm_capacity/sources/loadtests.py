@@ -52,7 +52,7 @@ POINT_SCHEMA = {
 }
 """One row per run, in the units of the names; null if the file does not have the value."""
 
-_MOST = 1e12
+_MAX = 1e12
 _LAST_REQUESTS = 1.5
 """The time the last requests of a test take, in mean generation times."""
 _NO_RESULT = ("_sweep.json", "_aggregate.json", ".failure.json", "-failure.json")
@@ -410,4 +410,4 @@ def _number(cell: object) -> float | None:
     """
     if isinstance(cell, bool) or not isinstance(cell, int | float):
         return None
-    return float(cell) if 0 <= cell <= _MOST else None
+    return float(cell) if 0 <= cell <= _MAX else None

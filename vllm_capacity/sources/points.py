@@ -25,7 +25,7 @@ _OPTIONAL = (
     "max_num_seqs",
 )
 _BENCH = ("request_throughput", "output_throughput")
-_MOST = 1e12
+_MAX = 1e12
 _RATIO_SLACK = 1.001
 
 
@@ -91,7 +91,7 @@ def _numbers(texts: pl.Series, path: Path) -> pl.Series:
     bare = texts.str.strip_chars()
     bare = bare.set(bare == "", None)
     numbers = bare.cast(pl.Float64, strict=False)
-    most = _RATIO_SLACK if texts.name == "kv_cache_ratio" else _MOST
+    most = _RATIO_SLACK if texts.name == "kv_cache_ratio" else _MAX
     most = math.inf if texts.name == "offered_requests_per_second" else most
     is_wrong = (numbers < 0) | (numbers.is_not_nan() & (numbers > most))
     is_bad = bare.is_not_null() & (numbers.is_null() | is_wrong.fill_null(value=False))
@@ -99,7 +99,7 @@ def _numbers(texts: pl.Series, path: Path) -> pl.Series:
         row = int(is_bad.arg_true()[0])
         wanted = "a ratio of 0 to 1 (vLLM's own gauge is one, not a percentage)"
         if texts.name != "kv_cache_ratio":
-            wanted = f"a number from 0 to {_MOST:g}"
+            wanted = f"a number from 0 to {_MAX:g}"
         raise InputError(
             f"{str(path)!r}, line {row + 2}: {texts.name} is {texts[row]!r}; "
             f"write {wanted}, or leave the cell empty."

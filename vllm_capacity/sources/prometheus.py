@@ -39,8 +39,8 @@ ANSWER: dict[str, Any] = {
     "value": pl.List(pl.Float64),
     "warning": pl.String,
 }
-_MOST_UNIX_SECONDS = 1e11
-_UnixSeconds = Annotated[float, msgspec.Meta(ge=-_MOST_UNIX_SECONDS, le=_MOST_UNIX_SECONDS)]
+_MAX_UNIX_SECONDS = 1e11
+_UnixSeconds = Annotated[float, msgspec.Meta(ge=-_MAX_UNIX_SECONDS, le=_MAX_UNIX_SECONDS)]
 _NO_VALUES = msgspec.Raw(b"[]")
 _QUESTION_SECONDS = 60.0  # for requests about the server; queries use the client's timeout
 _Data = TypeVar("_Data")
@@ -136,7 +136,7 @@ def _flat_numbers(texts: Sequence[bytes]) -> NDArray[np.float64] | None:
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
     numbers = np.array(flat, np.float64)
-    is_sound = numbers.size == 2 * samples and np.all(abs(numbers[::2]) <= _MOST_UNIX_SECONDS)
+    is_sound = numbers.size == 2 * samples and np.all(abs(numbers[::2]) <= _MAX_UNIX_SECONDS)
     return numbers if is_sound else None
 
 

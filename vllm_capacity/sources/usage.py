@@ -71,7 +71,7 @@ LiteLLM's cache_read_input_tokens is not used, because it is 0 when unknown."""
 KEYS_SECRET = "VLLM_CAPACITY_KEYS_SECRET"
 """The environment variable with the secret for hashing keys."""
 _ANSWERED_BY_GATEWAY = "cache_hit"  # LiteLLM's: tokens are those of an earlier answer
-_MOST_TOKENS = 1e12
+_MAX_TOKENS = 1e12
 _EXAMPLES, _SHOWN = 5, 12
 _HASHED = re.compile(r"[0-9a-f]{64}")
 
@@ -253,7 +253,7 @@ def _tokens(value: Any, what: str) -> float | None:  # noqa: ANN401  what JSON h
         number = float(value)
     except (TypeError, ValueError):
         raise ValueError(f"{what} {value!r} is not a count") from None
-    if isinstance(value, bool) or not 0 <= number <= _MOST_TOKENS:
+    if isinstance(value, bool) or not 0 <= number <= _MAX_TOKENS:
         raise ValueError(f"{what} {value!r} is not a count")
     return number
 

@@ -45,14 +45,14 @@ from vllm_capacity.record import Record
 
 CONFIDENCE = 0.99
 """The confidence of each interval; together the figures' intervals hold 19 times in 20."""
-FEWEST_BLOCKS = 5
+MIN_BLOCKS = 5
 """Minimum per side: fewer do not show how times differ."""
 FOUND = 0.9
 """How often a change as large as `detectable_change_ratio` is found."""
 _BLOCKS = 8  # per side
 _KNOTS = 4
-_FEWEST_STEPS = 20  # per side
-_BIN_SECONDS, _FEWEST_BINS, _MOST_BINS = 600.0, 24, 96  # to look for drift
+_MIN_STEPS = 20  # per side
+_BIN_SECONDS, _MIN_BINS, _MAX_BINS = 600.0, 24, 96  # to look for drift
 _MEMORIES = 10  # correlation times tried, from a bin to a side
 _SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)  # shares of the variance that drift may explain
 _EDGE_SHARE = 0.02  # share of a side's loads ignored at either end
@@ -128,11 +128,11 @@ def change(before: pl.DataFrame, after: pl.DataFrame, figure: str) -> Change:
     sides = [_observed(each, figure) for each in (before, after)]
     if nowhere := [side for side, each in zip("AB", sides, strict=True) if each.is_empty()]:
         return _unknown(f"it was not observed in {' and '.join(nowhere)}")
-    if any(each.height < _FEWEST_STEPS for each in sides):
+    if any(each.height < _MIN_STEPS for each in sides):
         fewest = min(each.height for each in sides)
-        return _unknown(f"only {fewest} steps observed it on one side; it needs {_FEWEST_STEPS}")
+        return _unknown(f"only {fewest} steps observed it on one side; it needs {_MIN_STEPS}")
     shared = _same_loads(*sides)
-    if min(each.height for each in shared) < _FEWEST_STEPS:
+    if min(each.height for each in shared) < _MIN_STEPS:
         return _unknown(f"the two had hardly any load in common: {_loads(sides)}")
     return _fitted(shared, figure)
 
@@ -143,8 +143,8 @@ def mean_change(before: pl.DataFrame, after: pl.DataFrame, column: str) -> Chang
     Unknown if a side has too few steps, or a mean of 0.
     """
     sides = [each.drop_nulls(column).sort("start") for each in (before, after)]
-    if any(each.height < _FEWEST_STEPS for each in sides):
-        return _unknown(f"one side has fewer than {_FEWEST_STEPS} steps")
+    if any(each.height < _MIN_STEPS for each in sides):
+        return _unknown(f"one side has fewer than {_MIN_STEPS} steps")
     means = [float(each[column].mean()) for each in sides]  # type: ignore[arg-type]
     if min(means) <= 0:
         idle = [side for side, mean in zip("AB", means, strict=True) if mean <= 0]
@@ -156,7 +156,7 @@ def mean_change(before: pl.DataFrame, after: pl.DataFrame, column: str) -> Chang
     # Blocks only: demand mostly follows the hours of the day, which is not drift.
     half = _half_by_blocks([_sums(*each, _BLOCKS) for each in zip(sides, scores, strict=True)])
     if half is None:
-        return _unknown(f"one side has fewer than {FEWEST_BLOCKS} separate times")
+        return _unknown(f"one side has fewer than {MIN_BLOCKS} separate times")
     return _known(math.log(means[1] / means[0]), half, f"means of {column}, by blocks of time")
 
 
@@ -267,7 +267,7 @@ def _fitted(sides: tuple[pl.DataFrame, pl.DataFrame], figure: str) -> Change:
     scores = (columns * residuals[:, None]) @ inverse[0]
     half = _half(sides, scores)
     if half is None:
-        return _unknown(f"under {FEWEST_BLOCKS} separate times at a load seen on both sides")
+        return _unknown(f"under {MIN_BLOCKS} separate times at a load seen on both sides")
     steps = " and ".join(f"{each.height:,}" for each in sides)
     return _known(float(found[0]), half, f"{steps} steps at the same loads and lengths")
 
@@ -316,8 +316,8 @@ def _half(sides: tuple[pl.DataFrame, pl.DataFrame], scores: Floats) -> float | N
     if by_blocks is None:
         return None
     seconds = [_seconds(each) for each in sides]
-    bins = [max(_BIN_SECONDS, each / _MOST_BINS) for each in seconds]
-    bin_seconds = min(max(bins), min(seconds) / _FEWEST_BINS)
+    bins = [max(_BIN_SECONDS, each / _MAX_BINS) for each in seconds]
+    bin_seconds = min(max(bins), min(seconds) / _MIN_BINS)
     counts = [max(2, round(each / bin_seconds)) for each in seconds]
     binned = [_sums(*each) for each in zip(sides, own, counts, strict=True)]
     return max(by_blocks, _half_by_drifts(binned))
@@ -339,9 +339,9 @@ def _seconds(steps: pl.DataFrame) -> float:
 
 
 def _half_by_blocks(sides: Sequence[tuple[Floats, Floats]]) -> float | None:
-    """Half of the interval from the scatter of block sums; None under `FEWEST_BLOCKS` on a side."""
+    """Half of the interval from the scatter of block sums; None under `MIN_BLOCKS` on a side."""
     counts = [len(sums) for _, sums in sides]
-    if min(counts) < FEWEST_BLOCKS:
+    if min(counts) < MIN_BLOCKS:
         return None
     # Each side's share of the variance, corrected for its small number of blocks.
     variance = math.fsum(

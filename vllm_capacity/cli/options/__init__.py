@@ -16,7 +16,7 @@ from vllm_capacity.errors import InputError
 
 _URL = re.compile(r"\w+:/")
 _STREAM = re.compile(r"[A-Za-z0-9_-]+")
-_LEAST, _MOST = 1e-12, 1e12
+_MIN, _MAX = 1e-12, 1e12
 
 
 class _File(click.Path):
@@ -76,11 +76,11 @@ def stream_name(_: click.Context, option: click.Parameter, value: str | None) ->
 
 def bounded(_: click.Context, option: click.Parameter, value: float | None) -> float | None:
     """An option's number, if it is valid and within limits; a click `callback`."""
-    if value is None or value == 0 or _LEAST <= abs(value) <= _MOST:
+    if value is None or value == 0 or _MIN <= abs(value) <= _MAX:
         return value
-    if abs(value) < _LEAST:
-        raise click.BadParameter(f"{value} must be 0, or at least {_LEAST:g}.", param=option)
-    raise click.BadParameter(f"{value} must be a number up to {_MOST:g}.", param=option)
+    if abs(value) < _MIN:
+        raise click.BadParameter(f"{value} must be 0, or at least {_MIN:g}.", param=option)
+    raise click.BadParameter(f"{value} must be a number up to {_MAX:g}.", param=option)
 
 
 def listen_address(listen: str) -> tuple[str, int]:

@@ -48,7 +48,7 @@ from vllm_capacity.verdicts.demand.forecast import DemandAhead
 from vllm_capacity.verdicts.hardware.compare import Option
 
 _MILLION = 1e6
-_LEAST_HOURS = 24
+_MIN_HOURS = 24
 _TOO_SHORT = "Needs at least 24 h of data; this window has {}."
 _ENDS = {"low": pl.Float64, "mid": pl.Float64, "high": pl.Float64}
 _OPTIONS = {
@@ -152,7 +152,7 @@ def demand_forecast(analysis: Analysis) -> Chart:
     """
     panel = Panel("Demand forecast: requests per hour", "forecast")
     hours, ahead = analysis.hours, analysis.demand_ahead
-    if hours.height < _LEAST_HOURS:
+    if hours.height < _MIN_HOURS:
         return panel.empty(_TOO_SHORT.format(plural(hours.height, "whole hour")))
     demand = _demand(hours, ahead).tail(POINTS_AT_MOST)
     if not demand["requests"].count() and not ahead.forecast:
@@ -188,7 +188,7 @@ def idle_by_hour(analysis: Analysis, *, time_zone: str = "UTC") -> Chart:
     Columns used: weekday, hour, observed_hours, cost_usd, utilization_ratio, idle_usd.
     """
     panel, hours = Panel("When are paid GPUs idle?", "idle"), analysis.hours
-    if hours.height < _LEAST_HOURS:
+    if hours.height < _MIN_HOURS:
         return panel.empty(_TOO_SHORT.format(plural(hours.height, "whole hour")))
     week = idle_by_hour_of_week(hours, time_zone=time_zone).with_columns(
         day=pl.col("weekday").cast(pl.Int64).replace_strict(dict(enumerate(DAYS, start=1)))

@@ -58,7 +58,7 @@ _ROW_HEIGHT, _NAME_SHARE = 38, 0.45  # of one of several engines; the part of it
 _CELL_HEIGHT = 14  # of one of many engines
 _NAME_PIXELS, _LETTER_PIXELS = 120, 8  # maximum width of a name on the left; width of a letter
 _LEGEND_COLUMNS = 2  # as many as fit a phone
-_LEAST_OPACITY = 0.35
+_MIN_OPACITY = 0.35
 
 
 def regimes(analysis: Analysis) -> Chart:
@@ -262,7 +262,7 @@ def _cells(leading: pl.DataFrame, ranked: Sequence[str], x: alt.X) -> alt.Chart:
         ticks=False,
         domain=False,
     )
-    strength = alt.Scale(domain=[0, 1], range=[_LEAST_OPACITY, 1.0])
+    strength = alt.Scale(domain=[0, 1], range=[_MIN_OPACITY, 1.0])
     return _marks(placed, x).encode(
         y=alt.Y("name:N", title="engine", axis=axis, sort=[names[each] for each in ranked]),
         opacity=alt.Opacity("share_ratio:Q", scale=strength, legend=None),

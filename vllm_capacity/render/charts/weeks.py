@@ -13,7 +13,7 @@ from vllm_capacity.render.charts import theme
 from vllm_capacity.render.charts.base import Chart, DataColumn, Panel, Tip, is_all_zero, table_of
 from vllm_capacity.render.charts.week_grid import DAY_PIXELS, DAYS, Cells, week_cells
 from vllm_capacity.render.numbers import count, number, percent, plural, usd
-from vllm_capacity.verdicts.demand.weeks import LEAST_HOURS, hours_of_week
+from vllm_capacity.verdicts.demand.weeks import MIN_HOURS, hours_of_week
 
 Of = Literal["requests", "utilization", "cost"]
 
@@ -65,9 +65,9 @@ def hour_of_week(analysis: Analysis, *, of: Of = "requests", time_zone: str = "U
     """
     shown, hours = _SHOWN[of], analysis.hours
     panel = Panel(shown.title, "hour_of_week", half=True)
-    if hours.height < LEAST_HOURS:
+    if hours.height < MIN_HOURS:
         got = plural(hours.height, "whole hour")
-        return panel.empty(f"Needs at least {LEAST_HOURS} h of data; this window has {got}.")
+        return panel.empty(f"Needs at least {MIN_HOURS} h of data; this window has {got}.")
     week = hours_of_week(hours, time_zone=time_zone).with_columns(
         day=pl.col("weekday").cast(pl.Int64).replace_strict(dict(enumerate(DAYS, start=1)))
     )

@@ -10,9 +10,9 @@ from vllm_capacity.render.prose.verdict import LIMITS, SIMULATED, quality_word
 from vllm_capacity.render.sections.header import price_text, window_line
 from vllm_capacity.render.tables import markdown
 
-MOST_CHARACTERS = 1900
+MAX_CHARACTERS = 1900
 """The lowest limit for messages in common chats is 2,000."""
-_MOST_REASON = 110
+_MAX_REASON = 110
 
 
 def to_markdown(analysis: Analysis, currency: Currency) -> str:
@@ -35,7 +35,7 @@ def to_markdown(analysis: Analysis, currency: Currency) -> str:
 
 def message(text: str) -> str:
     """The text as one chat message, truncated if it is longer."""
-    return (text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…") + "\n"
+    return (text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}…") + "\n"
 
 
 def money_in(currency: Currency) -> Write:
@@ -78,7 +78,7 @@ def _shown(found: Estimate, write: Write) -> str:
     if not found.is_unknown:
         return sure(found, write)
     reason = why(found)
-    short = reason if len(reason) <= _MOST_REASON else f"{reason[:_MOST_REASON].rstrip()}…"
+    short = reason if len(reason) <= _MAX_REASON else f"{reason[:_MAX_REASON].rstrip()}…"
     return f"not known ({markdown(short)})"
 
 

@@ -13,7 +13,7 @@ from vllm_capacity.render.tables import Cell, Column, Table, Text, Value, table,
 from vllm_capacity.sources.invoices import Invoice, read_invoice
 from vllm_capacity.verdicts.cost.reconcile import Reconciliation
 
-_LEAST_USD = 1e-4
+_MIN_USD = 1e-4
 
 
 def invoice_table(found: Reconciliation, invoice: Invoice) -> Table:
@@ -54,7 +54,7 @@ def invoice_by_file(analysis: Analysis, invoice: str, *, columns: str = "") -> T
 
 def _money(value: float, like: float | None = None) -> str:
     """Dollars with a leading minus; less than a hundredth of a cent is shown as zero."""
-    value = value if abs(value) >= _LEAST_USD else 0.0
+    value = value if abs(value) >= _MIN_USD else 0.0
     return f"−{usd(-value, like)}" if value < 0 else usd(value, like)
 
 

@@ -37,8 +37,8 @@ ADAPTERS = (
     "LoRA adapters ran here, but vLLM names them without counting their requests or tokens: give a "
     "log whose model column has their names."
 )
-_MOST = 30
-_LEAST_RATIO = 0.0005
+_MAX = 30
+_MIN_RATIO = 0.0005
 _TIME = {
     "prefill": "prefill",
     "decode": "decode, per token",
@@ -64,7 +64,7 @@ def tenants_by_log(
         found = tenants(analysis, usage, idle=idle_rule(idle), aliases=pairs(models))
     except NoTelemetryError as error:
         return text(str(error))
-    return replace(_table(found, most=_MOST), caption="Cost by tenant. " + " ".join(notes(found)))
+    return replace(_table(found, most=_MAX), caption="Cost by tenant. " + " ".join(notes(found)))
 
 
 def tenants_text(analysis: Analysis, found: Tenants, *, width: int) -> str:
@@ -105,7 +105,7 @@ def _table(found: Tenants, *, most: int | None = None) -> Table:
     rows = [_row(name, each) for name, each in named[:most]]
     if most is not None and len(named) > most:
         rows.append(_others([each for _, each in named[most:]]))
-    if (found.unmatched.share_ratio.mid or 0) >= _LEAST_RATIO:
+    if (found.unmatched.share_ratio.mid or 0) >= _MIN_RATIO:
         rows.append(_row(UNMATCHED, found.unmatched, is_counted=False))
     if found.idle == "apart":
         rows.append(_money_row(IDLE, found.idle_usd))
@@ -168,7 +168,7 @@ def notes(found: Tenants) -> Iterator[str]:
     for model, use in found.models.items():
         yield from _time_went(model, use, len(found.models) > 1)
     unmatched = found.unmatched
-    if (unmatched.share_ratio.mid or 0) >= _LEAST_RATIO:
+    if (unmatched.share_ratio.mid or 0) >= _MIN_RATIO:
         yield (
             f"The logs do not account for {count(unmatched.prompt_tokens)} prompt and "
             f"{count(unmatched.output_tokens)} output tokens that the servers counted."

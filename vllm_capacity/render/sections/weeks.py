@@ -16,7 +16,7 @@ from vllm_capacity.render.numbers import (
     usd_per_thousand,
 )
 from vllm_capacity.render.tables import Text, text
-from vllm_capacity.verdicts.demand.weeks import LEAST_HOURS, Day, weekly_growth, whole_days
+from vllm_capacity.verdicts.demand.weeks import MIN_HOURS, Day, weekly_growth, whole_days
 
 _CENT_USD = 0.01
 
@@ -29,7 +29,7 @@ def days_text(analysis: Analysis, *, time_zone: str = "UTC") -> Text:
     hours = analysis.hours
     if not analysis.is_days_long:
         got = plural(hours.height, "whole hour")
-        return text(f"Days and weeks need at least {LEAST_HOURS} h of data; this window has {got}.")
+        return text(f"Days and weeks need at least {MIN_HOURS} h of data; this window has {got}.")
     if not hours["requests"].sum():
         return text(f"No request came in {plural(hours.height, 'whole hour')}.")
     days = whole_days(hours, time_zone=time_zone)

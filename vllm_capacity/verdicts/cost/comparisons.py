@@ -151,7 +151,7 @@ def _near(one: float, other: float) -> bool:
     return one > 0 and other > 0 and abs(math.log(one / other)) <= SAME_LENGTHS
 
 
-_MOST = 1e12
+_MAX = 1e12
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def break_even(
     """
     given = (input_tokens, output_tokens, gpus, requests_per_hour or 0.0)
     if (
-        not all(0 <= number <= _MOST for number in given)
+        not all(0 <= number <= _MAX for number in given)
         or not (input_tokens + output_tokens) * gpus
     ):
         raise InputError(

@@ -31,8 +31,8 @@ from vllm_capacity.timerange import HOURS_PER_MONTH
 from vllm_capacity.timerange import time_zone as zone_named
 
 IDLE_RATIO = 0.02
-LEAST_DAYS = 3
-_LEAST_HOURS_OF_DAY = 12
+MIN_DAYS = 3
+_MIN_HOURS_OF_DAY = 12
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,9 @@ def savings(
             f"(got {target_utilization_ratio:g})."
         )
     days = _days(_observed(hours, time_zone))
-    if len(days) < LEAST_DAYS:
+    if len(days) < MIN_DAYS:
         unknown = Estimate.unknown(
-            f"{len(days)} days with at least {_LEAST_HOURS_OF_DAY} observed hours; {LEAST_DAYS} "
+            f"{len(days)} days with at least {_MIN_HOURS_OF_DAY} observed hours; {MIN_DAYS} "
             "are needed to see a daily pattern"
         )
         return Savings(unknown, unknown, unknown, ())
@@ -145,7 +145,7 @@ def _days(observed: pl.DataFrame) -> list[list[_Hour]]:
     by_day: dict[int, list[_Hour]] = defaultdict(list)
     for row in observed.select(columns).iter_rows():
         by_day[row[1]].append(_Hour(*row))
-    return [hours for hours in by_day.values() if len(hours) >= _LEAST_HOURS_OF_DAY]
+    return [hours for hours in by_day.values() if len(hours) >= _MIN_HOURS_OF_DAY]
 
 
 def _idle_hours(days: Sequence[Sequence[_Hour]]) -> tuple[int, ...]:

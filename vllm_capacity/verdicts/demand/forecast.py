@@ -46,7 +46,7 @@ PEAK_PRIOR = Estimate.known(
     kind=Kind.ASSUMED,
     confidence=None,
 )
-_LEAST_MEAN_RATIO = 0.01
+_MIN_MEAN_RATIO = 0.01
 _LONG_GAP = timedelta(weeks=4)
 _WIDENED = (
     "; intervals widened, because demand in the last two hours was outside its own forecast: how "
@@ -136,7 +136,7 @@ def forecast_demand(
         mean_level=float(history.mean()),
     )
     frame = _stamped(series, [low, mid, high], grid)
-    is_near_zero = mid.mean() <= _LEAST_MEAN_RATIO * history.mean()
+    is_near_zero = mid.mean() <= _MIN_MEAN_RATIO * history.mean()
     width = None if is_near_zero else float((high - low).mean() / mid.mean())
     method = f"{_METHOD}; {pattern.week}{_WIDENED if wider else ''}"
     coverage = stated_coverage(past, grid.steps_per_day)

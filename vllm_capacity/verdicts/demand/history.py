@@ -23,12 +23,12 @@ from vllm_capacity.verdicts.demand.model import Floats
 
 DAY_SECONDS = 86_400.0
 _COLLAPSE_RATIO = 0.05
-_LEAST_OBSERVED_RATIO = 0.5
+_MIN_OBSERVED_RATIO = 0.5
 _JITTER_RATIO = 0.25
-_MOST_OFF_RATIO = 0.1
+_MAX_OFF_RATIO = 0.1
 _REGIME_ROWS = 12
 _DRIFT_RATIO = 0.01
-_MOST_ROWS, _MOST_GAPS_RATIO = 1_000_000, 20
+_MAX_ROWS, _MAX_GAPS_RATIO = 1_000_000, 20
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def median_gap_seconds(ts_seconds: Floats) -> float | None:
     median_gap = float(np.median(gaps))
     for _ in range(8):
         finer = gaps[gaps < (1 - _JITTER_RATIO) * median_gap]
-        if len(finer) <= _MOST_OFF_RATIO * len(gaps):
+        if len(finer) <= _MAX_OFF_RATIO * len(gaps):
             break
         median_gap = float(np.median(finer))
     if median_gap <= 0:
@@ -153,7 +153,7 @@ def _is_kept(ts_seconds: Floats, interval: float) -> bool:
 def _check_even(ts_seconds: Floats, gaps: Floats, median_gap: float) -> None:
     places = np.maximum(1.0, np.round(gaps / median_gap))
     off = np.abs(gaps - places * median_gap) > _JITTER_RATIO * median_gap
-    if off.mean() > _MOST_OFF_RATIO:
+    if off.mean() > _MAX_OFF_RATIO:
         raise InputError(
             f"The rows are not on an even grid: {off.sum()} of {len(gaps)} are not a whole "
             f"multiple of {median_gap:.6g} s after the one before. Sum them into intervals of "
@@ -186,7 +186,7 @@ def _check_step(step_seconds: float) -> None:
 
 
 def _check_span(grid_rows: int, rows: int, interval: float) -> None:
-    if grid_rows > max(_MOST_ROWS, _MOST_GAPS_RATIO * rows):
+    if grid_rows > max(_MAX_ROWS, _MAX_GAPS_RATIO * rows):
         raise InputError(
             f"The {rows:,} rows span {grid_rows * interval / DAY_SECONDS:,.0f} days: {interval:g} "
             f"s apart would be {grid_rows:,} rows. Leave out rows far from the others."
@@ -252,5 +252,5 @@ def _sums(
     sums = np.bincount(index[seen], weights=values[seen], minlength=count)
     share = np.bincount(index[seen], weights=covers[seen], minlength=count) / width
     share = np.where(np.abs(share - 1) <= 0.5 * interval / width + 1e-9, 1.0, share)
-    enough = share >= _LEAST_OBSERVED_RATIO - 1e-9
+    enough = share >= _MIN_OBSERVED_RATIO - 1e-9
     return np.where(enough, sums / np.where(enough, share, 1.0), np.nan)

@@ -26,14 +26,14 @@ from vllm_capacity.estimate import Estimate
 from vllm_capacity.timerange import time_zone as zone_named
 from vllm_capacity.verdicts.demand.model import Floats
 
-LEAST_HOURS = 24
-LEAST_DAYS = 21
+MIN_HOURS = 24
+MIN_DAYS = 21
 _DAYS_A_WEEK = 7
 # Correlation of neighboring days; and variance shared within a week over a day's own, with the
 # prior probability of each.
 _ALIKE = np.array([0.0, 0.15, 0.3, 0.45, 0.6, 0.7, 0.8, 0.87, 0.92, 0.96])
 _SHARED = {0.0: 0.5, 0.25: 0.25, 1.0: 0.25}
-_LEAST_VARIANCE = 1e-20  # of logarithms: the floating-point error of days without noise
+_MIN_VARIANCE = 1e-20  # of logarithms: the floating-point error of days without noise
 _CONFIDENCE = 0.9
 
 
@@ -125,9 +125,9 @@ def weekly_growth(days: Sequence[Day]) -> Estimate:
 
     Unknown for under 21 whole days, or if a day had no requests.
     """
-    if len(days) < LEAST_DAYS:
+    if len(days) < MIN_DAYS:
         return Estimate.unknown(
-            f"{len(days)} whole days; with fewer than {LEAST_DAYS}, growth cannot be "
+            f"{len(days)} whole days; with fewer than {MIN_DAYS}, growth cannot be "
             "distinguished from a weekly pattern"
         )
     if any(day.requests <= 0 for day in days):
@@ -175,7 +175,7 @@ def _fits(days: Sequence[Day]) -> tuple[Floats, Floats, Floats, int]:
             normal = design.T @ design
             fitted = np.linalg.solve(normal, design.T @ logs)
             rest = logs - design @ fitted
-            squares = float(rest @ rest) + len(days) * _LEAST_VARIANCE
+            squares = float(rest @ rest) + len(days) * _MIN_VARIANCE
             error = math.sqrt(squares / freedom * float(np.linalg.inv(normal)[0, 0]))
             weight = math.log(expected * share) - float(np.log(np.diag(root)).sum())
             weight -= (float(np.linalg.slogdet(normal)[1]) + freedom * math.log(squares)) / 2

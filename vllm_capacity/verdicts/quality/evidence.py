@@ -19,7 +19,7 @@ from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange, iso
 
 _STALE_SECONDS = 60.0
-_FEWEST_COUNTS = 5  # fewer values that two targets share are no proof of one process
+_MIN_COUNTS = 5  # fewer values that two targets share are no proof of one process
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def gather(
         asked_end=window.asked_end if time_range.end >= window.extent.end else None,
         doubtful=scrapes.doubtful_addresses(window),
         same=window.named_sql(
-            "figures", "same_processes", metric=GENERATION_TOKENS, fewest=_FEWEST_COUNTS
+            "figures", "same_processes", metric=GENERATION_TOKENS, fewest=_MIN_COUNTS
         ).rows(),
         gaps=gaps,
         restarts=restarts,
