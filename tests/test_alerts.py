@@ -331,7 +331,7 @@ def test_days_until_it_is_full_are_no_more_than_those_at_the_true_growth(tmp_pat
         pytest.param(unknown(), estimate(1.0), (None, None, None), id="a capacity not known"),
     ],
 )
-def test_days_are_reckoned_from_room_and_growth(
+def test_days_are_calculated_from_room_and_growth(
     room: Estimate, growth: Estimate, expected: tuple[float | None, ...]
 ) -> None:
     found = days_until_full(room, growth)

@@ -89,8 +89,8 @@ from vllm_capacity.verdicts.demand.weeks import MIN_HOURS
 from vllm_capacity.verdicts.fleet import EngineRow, ModelRow, engine_rows, model_rows
 from vllm_capacity.verdicts.hardware.unloaded import (
     ByArithmetic,
-    Reckoned,
-    reckoned,
+    Calculated,
+    calculated,
 )
 from vllm_capacity.verdicts.hardware.what_if import shipped_what_if
 from vllm_capacity.verdicts.quality import evidence
@@ -332,12 +332,12 @@ class Analysis:
         return completed(own, self.lenders, idle=unloaded(self.fits))
 
     @cached_property
-    def reckoned(self) -> Reckoned:
+    def calculated(self) -> Calculated:
         """Capacities, by arithmetic if only bounded, and by peers for engines without load."""
-        return self.reckoned_on(self.assumptions.hardware)
+        return self.calculated_on(self.assumptions.hardware)
 
-    def reckoned_on(self, hardware: Hardware) -> Reckoned:
-        """`reckoned` for other hardware than assumed."""
+    def calculated_on(self, hardware: Hardware) -> Calculated:
+        """`calculated` for other hardware than assumed."""
         setups = engine_setups(
             self.window,
             self.engines,
@@ -348,7 +348,7 @@ class Analysis:
             assumptions=replace(self.assumptions, hardware=hardware),
         )
         fits = {fit.engine: fit for fit in self.fits}
-        found = reckoned(
+        found = calculated(
             fits,
             setups,
             self.capacities,
@@ -685,7 +685,7 @@ class Analysis:
 
         Unknown if the telemetry shows the capacity, and if arithmetic has no result.
         """
-        found = self.reckoned
+        found = self.calculated
         capacity = fleet_sum(found.capacities, presence=self.presence)
         if not found.asked or capacity.is_unknown:
             return ByArithmetic.silent(found.reason or capacity.reason)
@@ -704,7 +704,7 @@ class Analysis:
         pools = self._pools(can)
         left = surplus({m: replace(pool, served=None) for m, pool in pools.items()}, Policy())
         asked = [each.question for each in found.asked.values()]
-        within = self._reckoned_within(found)
+        within = self._calculated_within(found)
         served = self.throughput.output_tokens_per_second
         return ByArithmetic(
             gpu=listed(sorted({each.from_gpu.label for each in asked})),
@@ -722,7 +722,7 @@ class Analysis:
             saved_usd_per_day=left.usd_per_day,
         )
 
-    def _reckoned_within(self, found: Reckoned) -> Estimate:
+    def _calculated_within(self, found: Calculated) -> Estimate:
         """The throughput of all engines within the targets, by arithmetic; unknown without one."""
         if not self.assumptions.slo.targets:
             return Estimate.unknown("no latency target was given")

@@ -43,7 +43,7 @@ from vllm_capacity.verdicts.hardware.other_gpus import (
     measured_question,
 )
 from vllm_capacity.verdicts.hardware.question import Load, Question
-from vllm_capacity.verdicts.hardware.unloaded import Heaviest, Reckoned
+from vllm_capacity.verdicts.hardware.unloaded import Calculated, Heaviest
 from vllm_capacity.verdicts.hardware.what_if import GpuUtilization
 from vllm_capacity.verdicts.replay import Replay, replays
 from vllm_capacity.verdicts.saturation.capacity import fleet_sum
@@ -321,11 +321,11 @@ class _Planning:
         return found[0] if len(found) == 1 else None
 
     @cached_property
-    def reckoned(self) -> Reckoned:
+    def calculated(self) -> Calculated:
         """The results of arithmetic for each engine."""
         if self.hardware == self.analysis.assumptions.hardware:
-            return self.analysis.reckoned
-        return self.analysis.reckoned_on(self.hardware)
+            return self.analysis.calculated
+        return self.analysis.calculated_on(self.hardware)
 
     @property
     def is_within_targets(self) -> bool:
@@ -511,7 +511,7 @@ def _options(case: _Planning) -> _Compared:
     """The options of a plan, or why there are none."""
     name = case.hardware.model or case.analysis.served_model
     full = None if case.capacity.is_known else _heaviest(case)
-    reason = _no_comparison(case, name, is_reckoned=full is not None)
+    reason = _no_comparison(case, name, is_calculated=full is not None)
     if name is None or case.here is None or reason:
         return _Compared(name, reason=reason, interactivity=Interactivity((), reason))
     if full is None:
@@ -559,7 +559,7 @@ def _heaviest(case: _Planning) -> Heaviest | None:
 
     Engines are similar, so one represents all, like the mean of their capacities.
     """
-    found = (case.reckoned.asked_within or case.reckoned.asked).values()
+    found = (case.calculated.asked_within or case.calculated.asked).values()
     if len({each.question.llm.model for each in found}) != 1:
         return None
     return max(found, key=lambda each: each.running)
@@ -623,7 +623,7 @@ def _by_arithmetic(case: _Planning) -> Estimate:
     """
     if case.capacity.is_known:
         return Estimate.unknown("the capacity was found from the telemetry")
-    found, engines = case.reckoned, case.answer.window.mean_engines or 1.0
+    found, engines = case.calculated, case.answer.window.mean_engines or 1.0
     asked, can, reason = found.asked, found.capacities, found.reason
     if case.is_within_targets:
         asked, can, reason = found.asked_within, found.within, found.reason_within
@@ -633,7 +633,7 @@ def _by_arithmetic(case: _Planning) -> Estimate:
     return whole if engines == 1 else whole.scaled(1 / engines, f"÷ {engines:.3g} engines")
 
 
-def _no_comparison(case: _Planning, name: str | None, *, is_reckoned: bool) -> str:
+def _no_comparison(case: _Planning, name: str | None, *, is_calculated: bool) -> str:
     if case.here is None:
         several = listed([span.label for span in case.analysis.gpus_on(case.hardware)])
         if several:
@@ -643,7 +643,7 @@ def _no_comparison(case: _Planning, name: str | None, *, is_reckoned: bool) -> s
         return "the window serves no model, or several: name one (model)"
     if isinstance(llm := shape_or_reason(name), str):
         return llm
-    if is_reckoned:
+    if is_calculated:
         return ""
     for estimate in (case.prompt_tokens, case.output_tokens, case.capacity):
         if not estimate.mid:

@@ -54,19 +54,19 @@ def test_when_the_order_of_two_gpus_flips(best, says):
 
 def test_a_plan_says_what_its_comparison_rests_on():
     options = (other(estimate(2.63), 1.55, 1.89, 2.31), HERE)
-    reckoned = replace(
+    calculated = replace(
         PLAN,
         options_basis="by arithmetic at 32 running requests",
         choices=choices(options, here=HERE.gpu),
     )
-    basis, sentence = choice_text(reckoned).sentences
+    basis, sentence = choice_text(calculated).sentences
     assert basis == "Throughput of the GPUs: by arithmetic at 32 running requests."
     assert sentence.startswith("H100-80GB-SXM gives")
     assert choice_text(PLAN).sentences == ()
 
 
 REASON = "steady"
-RECKONED = ByArithmetic(
+CALCULATED = ByArithmetic(
     gpu="A100-80GB-SXM",
     model="a model",
     running_requests=3.2,
@@ -84,7 +84,7 @@ RECKONED = ByArithmetic(
 
 
 def test_what_arithmetic_says_beside_the_bound():
-    found = answer(by_arithmetic=RECKONED)
+    found = answer(by_arithmetic=CALCULATED)
     text = by_arithmetic(found).replace(SPACE, " ")
     assert text == (
         "By arithmetic, corrected by your ITL of 12.0 ms at 3.20 running requests, capacity on "
@@ -98,7 +98,7 @@ def test_what_arithmetic_says_beside_the_bound():
 
 def test_what_arithmetic_says_within_the_targets():
     found = replace(
-        RECKONED, slo_throughput_output_tokens_per_second=estimate(1900.0, 1500.0, 2600.0)
+        CALCULATED, slo_throughput_output_tokens_per_second=estimate(1900.0, 1500.0, 2600.0)
     )
     text = by_arithmetic(answer(by_arithmetic=found)).replace(SPACE, " ")
     assert text.endswith(
@@ -108,12 +108,12 @@ def test_what_arithmetic_says_within_the_targets():
 
 
 def test_how_many_replicas_can_go_by_arithmetic():
-    fleet = answer(by_arithmetic=RECKONED, window__engines=8)
+    fleet = answer(by_arithmetic=CALCULATED, window__engines=8)
     assert by_arithmetic(fleet).endswith(
         " At that capacity, 2 to 4 replicas can be removed, which saves $40.00 to $80.00 per day."
     )
     least = replace(
-        RECKONED,
+        CALCULATED,
         running_requests=1.0,
         capacity_output_tokens_per_second=Estimate.at_least(2000.0, "by it", reason=REASON),
         removable_replicas=Estimate.at_least(2.0, "by it", reason=REASON),

@@ -130,10 +130,10 @@ def by_arithmetic(answer: Answer) -> str:
     idle, bill = found.idle_usd, answer.cost.allocation_usd
     if not idle.is_unknown and bill.mid is not None:
         text += f", and {sure(idle, usd)} of the {usd(bill.mid)} bill bought capacity nobody used"
-    return f"{text}.{reckoned_within(answer)}{_can_go(answer)}"
+    return f"{text}.{calculated_within(answer)}{_can_go(answer)}"
 
 
-def reckoned_within(answer: Answer) -> str:
+def calculated_within(answer: Answer) -> str:
     """The throughput within the latency targets, by arithmetic; empty without one."""
     found = answer.by_arithmetic.slo_throughput_output_tokens_per_second
     if found.is_unknown:

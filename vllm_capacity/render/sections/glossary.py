@@ -571,7 +571,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         "measured ones as calculated, meet the targets; it also limits removable replicas. There "
         "is no result if over 20 % of prompt tokens came from a cache, with speculative decoding, "
         "or if the server was observed to do more.",
-        (unloaded.reckoned,),
+        (unloaded.calculated,),
         (_increase(*_TOKENS), *_STEPS),
         (
             "by_arithmetic",

@@ -224,10 +224,10 @@ def _figures(answer: Answer) -> tuple[_Figure, ...]:
         used,
         percent,
         "of capacity",
-        note=_reckoned(answer, "utilization"),
+        note=_calculated(answer, "utilization"),
     )
     room = _Figure("headroom_ratio", "Headroom", headroom, percent, "of capacity", note=served)
-    reckoned = _reckoned(answer, "headroom_ratio")
+    calculated = _calculated(answer, "headroom_ratio")
     within = _Figure(
         "ttft_attainment", "TTFT within target", met, percent, "of requests", _TTFT_TARGET
     )
@@ -240,10 +240,10 @@ def _figures(answer: Answer) -> tuple[_Figure, ...]:
         answer.slo_headroom_ratio,
         percent,
         "of the throughput that meets them",
-        note=_reckoned(answer, "slo_headroom_ratio") or served,
+        note=_calculated(answer, "slo_headroom_ratio") or served,
     )
-    bare = replace(room, label="Headroom, ignoring latency targets", note=reckoned)
-    room = replace(room, note=served or reckoned)
+    bare = replace(room, label="Headroom, ignoring latency targets", note=calculated)
+    room = replace(room, note=served or calculated)
     is_fleet, has_targets = answer.window.engines > 1, _has_targets(answer)
     if not is_fleet and not has_targets:
         return (per_request, per_million, tokens, utilization, room, within)
@@ -252,11 +252,11 @@ def _figures(answer: Answer) -> tuple[_Figure, ...]:
         return (per_request, per_million, tokens, *rest)
     money = (bill, month, per_request, per_million, utilization)
     if not has_targets:
-        return (*money, replace(room, note=reckoned))
+        return (*money, replace(room, note=calculated))
     return (*money, within_targets, bare, within, tokens)
 
 
-def _reckoned(answer: Answer, name: str) -> str:
+def _calculated(answer: Answer, name: str) -> str:
     """A figure by arithmetic, to show next to its bound; empty without one."""
     found: Estimate = getattr(answer.by_arithmetic, name)
     return "" if found.is_unknown else f"By arithmetic: {sure(found, percent)}"

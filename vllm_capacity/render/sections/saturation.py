@@ -54,14 +54,14 @@ def regime_table(analysis: Analysis) -> Table:
 def capacity_table(analysis: Analysis) -> Table:
     """Capacity, the load at which it is reached, headroom, and throughput within the targets."""
     found, slo_throughput = analysis.saturation, analysis.slo.throughput
-    reckoned = analysis.by_arithmetic.capacity
+    calculated = analysis.by_arithmetic.capacity
     within = analysis.by_arithmetic.slo_throughput_output_tokens_per_second
-    by_arithmetic = Figure("capacity, by arithmetic", reckoned, number, "output tokens/s")
+    by_arithmetic = Figure("capacity, by arithmetic", calculated, number, "output tokens/s")
     also = Figure("throughput within targets, by arithmetic", within, number, "output tokens/s")
     return figures_table(
         (
             Figure("capacity", found.capacity, number, "output tokens/s"),
-            *([] if reckoned.is_unknown else [by_arithmetic]),
+            *([] if calculated.is_unknown else [by_arithmetic]),
             Figure("reached at", found.capacity_running_requests, number, "running requests"),
             Figure("headroom, over the window", found.headroom_ratio, percent),
             Figure("throughput within targets", slo_throughput, number, "output tokens/s"),

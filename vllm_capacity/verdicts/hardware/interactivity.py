@@ -100,7 +100,7 @@ def gpu_curves(
     found = []
     for gpu, price in priced:
         asked = replace(question, to_gpu=gpu)
-        each = _moved(asked, _downsampled(loads)) if is_measured else _reckoned(asked)
+        each = _moved(asked, _downsampled(loads)) if is_measured else _calculated(asked)
         points = [_point(one, running, price, ask) for running, one in each]
         known = tuple(point for point in points if point is not None)
         if len(known) > 1:
@@ -122,7 +122,7 @@ def _moved(asked: Question, loads: Sequence[ItlLoad]) -> Iterator[tuple[float, Q
         )
 
 
-def _reckoned(asked: Question) -> Iterator[tuple[float, Question]]:
+def _calculated(asked: Question) -> Iterator[tuple[float, Question]]:
     """Loads that double each time, up to what that GPU admits, within the validity of one load."""
     gpu = asked.to_gpu.rows[0]
     most = saturated_batch(asked.job_there, Machine(gpu, gpu.tensor_tflops or 1.0))

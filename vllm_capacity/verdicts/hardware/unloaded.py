@@ -341,7 +341,7 @@ class ByArithmetic(Figures):
 
 
 @dataclass(frozen=True)
-class Reckoned(Record):
+class Calculated(Record):
     """The capacity of each engine of a window, by name: measured, or calculated.
 
     `asked` are the engines for which the calculation gave a result, `reason` is the most common
@@ -379,7 +379,7 @@ class Reckoned(Record):
         return statistics.fmean([each.itl_seconds or 0.0 for each in asked], rates)
 
 
-def reckoned(
+def calculated(
     fits: Mapping[str, SaturationFit],
     setups: Mapping[str, Setup | str],
     known: Mapping[str, Estimate],
@@ -387,7 +387,7 @@ def reckoned(
     *,
     slo: Slo | None = None,
     within: Mapping[str, Estimate] | None = None,
-) -> Reckoned:
+) -> Calculated:
     """The capacities of engines, calculated if `known` has only a bound, or nothing.
 
     `within` is their known throughput within the targets of `slo`. What is known is kept if there
@@ -397,12 +397,12 @@ def reckoned(
     met = within or {}
     if not unsure:
         reason = "the capacity was found from the telemetry"
-        return Reckoned(known, {}, reason, met, {}, reason)
+        return Calculated(known, {}, reason, met, {}, reason)
     found = {name: heaviest(fits[name], setups[name], known[name], ask) for name in unsure}
     answered, reason = _answered(found)
     capacities = {**known, **{name: each.capacity for name, each in answered.items()}}
     if slo is None or not slo.targets:
-        return Reckoned(capacities, answered, reason)
+        return Calculated(capacities, answered, reason)
     found_within = {
         name: heaviest_within(fits[name], setup, full, slo, met[name])
         for name, full in answered.items()
@@ -411,7 +411,7 @@ def reckoned(
     answered_within, reason_within = _answered(found_within)
     reached = {name: each.output_tokens_per_second for name, each in answered_within.items()}
     reason_within = reason_within or reason
-    return Reckoned(
+    return Calculated(
         capacities, answered, reason, {**met, **reached}, answered_within, reason_within
     )
 
