@@ -163,7 +163,7 @@ def test_the_command_takes_its_recipients_from_the_settings(tmp_path, monkeypatc
 def test_without_a_window_the_newest_day_is_looked_at(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     code, _, err = command_line.run(monkeypatch, capsys, "alerts")
-    assert (code, "Say which window" in err) == (2, True)
+    assert (code, "Give a window" in err) == (2, True)
     sweep = Path(__file__).parents[2] / "data/examples/vllm-sweep"
     for day in ("2026-11-26", "2026-11-27"):
         shutil.copytree(sweep, Path("windows", day))

@@ -307,7 +307,7 @@ def test_labels_are_of_targets_that_are_scraped(tmp_path):
 
 
 def test_nothing_to_watch_is_said():
-    with pytest.raises(InputError, match="Say what to watch"):
+    with pytest.raises(InputError, match="Give something to watch"):
         CliRunner().invoke(cli, ["watch", "--once"], catch_exceptions=False)
 
 

@@ -20,7 +20,7 @@ def test_browser_is_found_by_its_name(tmp_path: Path):
 
 
 def test_without_a_browser_one_line_says_what_to_do(tmp_path: Path):
-    with pytest.raises(InputError, match=r"none was found .*chromium.*leave --pdf out"):
+    with pytest.raises(InputError, match=r"none was found .*chromium.*remove --pdf"):
         find_browser(str(tmp_path))
 
 

@@ -129,7 +129,7 @@ def test_a_night_over_the_end_of_a_month_is_cut_by_its_hours(tmp_path, priced):
         months[each["BillingPeriodStart"]] += float(each["BilledCost"])
         assert each["BillingPeriodStart"] <= each["ChargePeriodStart"]
         assert each["ChargePeriodEnd"] <= each["BillingPeriodEnd"]
-        assert "cut by billed hours" in each["x_Basis"]
+        assert "split by billed hours" in each["x_Basis"]
     whole = bill(priced)
     assert list(months.values()) == pytest.approx([whole / 8, whole * 7 / 8])
 
@@ -147,7 +147,7 @@ def test_no_time_of_a_server_is_charged_twice(reports, priced, name, start, leng
     write(reports, on(priced, start, name=name, length=length))
     made, notes = exported(reports, "focus")
     assert sum(float(each["BilledCost"]) for each in csv.DictReader(io.StringIO(made))) == before
-    assert any(f"{name}.html is left out" in note and f"{kept}.html" in note for note in notes)
+    assert any(f"{name}.html is skipped" in note and f"{kept}.html" in note for note in notes)
 
 
 def test_another_server_at_the_same_time_counts(reports, priced):
@@ -168,7 +168,7 @@ def test_a_page_of_an_earlier_release_is_told(reports, priced, to, says):
     write(reports, replace(on(priced, FIRST - DAY), use=None))
     made, notes = exported(reports, to)
     (note,) = notes
-    assert "No bill is kept in 2026-11-27.html" in note
+    assert "2026-11-27.html has no stored bill" in note
     assert says in note
     if to == "csv":
         first = next(csv.DictReader(io.StringIO(made)))
@@ -192,7 +192,7 @@ def test_without_any_bill_there_is_none_to_export(tmp_path, priced, to):
 
 def test_pages_without_figures_are_no_table(tmp_path, priced):
     folder = write(tmp_path / "old", replace(on(priced, FIRST), use=None, tiles=()))
-    with pytest.raises(InputError, match="hold no figures"):
+    with pytest.raises(InputError, match="have no figures"):
         exported(folder, "csv")
     assert "This report has no figures." in exported(folder, "markdown")[0]
 
@@ -261,12 +261,12 @@ def test_the_command_tells_what_it_leaves_out(reports, priced):
     write(reports, replace(on(priced, FIRST - DAY), use=None))
     done = CliRunner().invoke(cli, ["export", str(reports), "--to", "focus"])
     assert (done.exit_code, done.stdout[:10]) == (0, "BilledCost")
-    assert done.stderr.startswith("vllm-capacity: No bill is kept in 2026-11-27.html")
+    assert done.stderr.startswith("vllm-capacity: 2026-11-27.html has no stored bill")
     one = CliRunner().invoke(cli, ["export", str(reports / "2026-11-29.html"), "--to", "csv"])
     assert len(one.stdout.splitlines()) == 2
 
 
 def test_another_price_is_none_of_a_report(reports):
     words = ["export", str(reports), "--to", "csv", "--usd-per-hour", "3"]
-    with pytest.raises(InputError, match="leave --usd-per-hour out"):
+    with pytest.raises(InputError, match="remove --usd-per-hour"):
         CliRunner().invoke(cli, words, catch_exceptions=False)

@@ -102,7 +102,7 @@ def test_the_table_has_room(page, width):
     ("name", "content", "says"),
     [
         pytest.param("none.html", None, "There is no report", id="no file"),
-        pytest.param("page.html", "<p>hello", "is no report", id="another page"),
+        pytest.param("page.html", "<p>hello", "is not a report", id="another page"),
         pytest.param("old.html", "", "lacks the data behind its bill", id="an old page"),
     ],
 )
@@ -115,7 +115,7 @@ def test_what_keeps_no_bill_is_refused(page, tmp_path, name, content, says):
 
 
 def test_a_price_is_needed(page):
-    with pytest.raises(InputError, match="Say at which price"):
+    with pytest.raises(InputError, match="Give a price"):
         vc.reprice(page)
 
 

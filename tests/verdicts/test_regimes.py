@@ -127,7 +127,7 @@ def test_flat_output_without_a_queue_is_decode_where_tokens_slow_down(itl, expec
     heavier = [steady(16, 202, itl_p95_seconds=itl) for _ in range(4)]
     found = regimes(made_steps(*lighter, *heavier))
     assert found["regime"][-1] == expected
-    assert ("Decode-compute-bound" in found["evidence"][-1]) == (expected == "unknown")
+    assert ("decode-compute-bound" in found["evidence"][-1]) == (expected == "unknown")
 
 
 def test_one_scrape_at_the_maximum_is_no_ceiling():

@@ -42,7 +42,7 @@ def test_too_few_replicas_ran_out_in_the_past():
 @pytest.mark.parametrize(
     ("count", "growth", "reason"),
     [
-        pytest.param(1, 0.1, "carry nothing", id="nothing but a spare"),
+        pytest.param(1, 0.1, "have no load", id="nothing but a spare"),
         pytest.param(4, 0.0, "not to grow", id="no growth has no end"),
     ],
 )

@@ -209,7 +209,7 @@ def test_a_bound_is_the_best_minute_less_luck(changes, lighter, luck):
     (fit,) = engine_fits(made_steps(*lighter, *steps))
     one_of_one = NormalDist().inv_cdf(0.95)
     assert fit.capacity.low == pytest.approx(104 * (1 - luck * one_of_one))
-    assert ("that may be luck" in fit.capacity.sources) == (luck > 0)
+    assert ("that may be chance" in fit.capacity.sources) == (luck > 0)
 
 
 @pytest.mark.parametrize(

@@ -83,8 +83,8 @@ def roll_up(
     shelf = Shelf.of(window.manifest, is_published=True)
     if shelf.folder is None:
         raise InputError(
-            f"What hours leave behind can be kept neither in {window.path} nor among the temporary "
-            "files. Make one of them writable."
+            f"Hourly summaries can be kept neither in {window.path} nor among the temporary files. "
+            "Make one of them writable."
         )
     pieces = pieces_of(window, window.extent, rows_per_piece=rows_per_piece)
     if workers is None:

@@ -77,8 +77,7 @@ def require_target(source: str, target: str) -> None:
         )
     if is_s3(source):
         raise InputError(
-            f"{source} is in S3 already. Leave --to out: the rollup is kept beside the window "
-            "there."
+            f"{source} is in S3 already. Remove --to: the rollup is kept beside the window there."
         )
     Bucket.at(target)
 

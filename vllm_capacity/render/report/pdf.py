@@ -41,7 +41,7 @@ def find_browser(path: str | None = None) -> Path:
     if found is None:
         raise InputError(
             f"A PDF is printed by Chromium, and none was found (looked for {', '.join(BROWSERS)}). "
-            "Install one, or leave --pdf out and print the page from any browser."
+            "Install one, or remove --pdf and print the page from any browser."
         )
     return Path(found)
 
