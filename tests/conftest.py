@@ -17,7 +17,7 @@ from vllm_capacity.telemetry.window import Window, open_window
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
-# Started first, so that no worker is left with one at the end: they run notebooks, Chromium, a
+# Begun first, so that no worker is left alone with one at the end: they run notebooks, Chromium, a
 # Collector or a Prometheus, or compute for half a minute.
 LONGEST = (
     *("test_notebooks", "test_report", "test_unattended", "test_collector", "test_nights"),

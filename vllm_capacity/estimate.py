@@ -15,7 +15,7 @@ from vllm_capacity.record import Record
 _Ends = tuple[float | None, float | None, float | None]
 _END_NAMES = ("low", "mid", "high")
 CONFIDENCE = 0.9
-_MAX_NAMES = 3
+_MOST_NAMES = 3
 
 
 class Kind(StrEnum):
@@ -251,7 +251,7 @@ class Figures(Record):
     """A result that holds estimates: each gets the unit that its name ends with."""
 
     def __post_init__(self) -> None:
-        """Units, for readers of a single estimate."""
+        """Units, for whoever reads an estimate by itself."""
         for one in fields(self):
             value = getattr(self, one.name)
             if isinstance(value, Estimate) and not value.unit:
@@ -306,7 +306,7 @@ def _lowest(confidences: Iterable[float | None]) -> float | None:
     return min((each for each in confidences if each is not None), default=None)
 
 
-def listed(names: Sequence[str], most: int = _MAX_NAMES) -> str:
+def listed(names: Sequence[str], most: int = _MOST_NAMES) -> str:
     """The first names, and how many more there are: `gpu-0, gpu-1, gpu-2 and 5 more`."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

@@ -28,7 +28,7 @@ from vllm_capacity.facts.prices import find_price, given_price
 from vllm_capacity.selector import Selector, selector
 from vllm_capacity.timerange import TimeRange, iso, parse_instant
 
-_MAX_GPUS = 100_000
+_MOST_GPUS = 100_000
 _COLUMNS = {"instance", "match", "gpus_per_engine", "price", "usd_per_hour", "from", "until"}
 
 
@@ -177,8 +177,8 @@ def _rule(row: Mapping[str, Any], where: str) -> Rule:
     if start and end and end <= start:
         raise InputError(f"{where}: until must lie after from.")
     gpus = _number(row.get("gpus_per_engine") or 1, "gpus_per_engine", where)
-    if not 0 < gpus <= _MAX_GPUS:
-        raise InputError(f"{where}: gpus_per_engine must be above 0, {_MAX_GPUS:,} at most.")
+    if not 0 < gpus <= _MOST_GPUS:
+        raise InputError(f"{where}: gpus_per_engine must be above 0, {_MOST_GPUS:,} at most.")
     rate = find_price(str(price)).usd if price else _given(usd, where)
     return Rule(str(pattern or "*"), gpus, rate, start, end, _only(match, where))
 

@@ -43,7 +43,7 @@ from vllm_capacity.timerange import TimeRange
 FROM_HOURS = 6.0
 """A longer range is read by the hour, a shorter one row by row."""
 
-_VERSION, _LAYOUT = version("vllm-capacity"), 2  # of the code; of the stored files' layout
+_VERSION, _LAYOUT = version("vllm-capacity"), 2  # of the code, and of what a piece leaves behind
 _HASH_DIGITS = 24
 OF_ALL_ROWS = ("relabelled",)  # also depends on the rows between first and last
 _SMALL = ("series", "intake")

@@ -50,11 +50,11 @@ ROWS_PER_PIECE = 400_000
 
 _MIDNIGHT = datetime(2000, 1, 1, tzinfo=UTC)
 _PARTS_OF_A_DAY = (1, 2, 3, 4, 6, 8, 12, 24)
-_BASE_ROWS, _BASE_SECONDS = 12, 65  # enough for intervals and the best minute
+_BASE_ROWS, _BASE_SECONDS = 12, 65  # of what intervals and the best minute are told by
 _LONG_BASE = ("up", RUNNING, GENERATION_TOKENS)
 _LOAD = (RUNNING, WAITING)
-_READ = ("up", PROCESS_START)  # attempts and processes need every row
-_SEEN = (RUNNING, GENERATION_TOKENS, REQUESTS, KV_CACHE)  # one row shows that an engine exists
+_READ = ("up", PROCESS_START)  # by attempts and processes, every row
+_SEEN = (RUNNING, GENERATION_TOKENS, REQUESTS, KV_CACHE)  # by engines, of which one row tells
 _FRESH = timedelta(minutes=5)
 _MINUTE = "1m"
 

@@ -310,7 +310,7 @@ def _of_minutes(
     steps = window.hourly("steps")
     if steps is None:
         return None
-    # By far the largest frame: rebinding the name frees each version.
+    # The largest frame of all: each is let go when the next is made.
     steps = _with_ceiling(_of_engine(steps, only))
     steps = _in_order(steps)
     if step_seconds is not None and step_seconds > MINUTE_SECONDS:

@@ -58,9 +58,9 @@ _STRETCH_COLUMNS = (
 )
 _BASIS = "engine time fitted to ITL and prefill times"
 _SEED, _DRAWS = 18, 200
-_STRETCH_SECONDS, _MAX_STRETCHES = 60.0, 300
-_MIN_STRETCHES, _MIN_PREFILLS = 5, 30
-_STRETCHES_SIGMA, _INDEPENDENT = 0.05, 15  # errors are correlated: about 15 independent ones
+_STRETCH_SECONDS, _MOST_STRETCHES = 60.0, 300
+_LEAST_STRETCHES, _LEAST_PREFILLS = 5, 30
+_STRETCHES_SIGMA, _INDEPENDENT = 0.05, 15  # correlated errors: so many are independent
 _PREFILL_SIGMA, _PREFILL_SIGMA_SHARED, _PREFILL_SIGMA_MOST = 0.03, 0.4, 0.3
 _KV_SIGMA, _KV_SPREAD = 0.1, 1.0  # prior: of a step's time (share); of ln(c / F)
 _FULL_KV_RATIO = 0.9
@@ -124,7 +124,7 @@ def stretches(steps: pl.DataFrame) -> pl.DataFrame:
         .with_columns(seconds=seconds)
         .collect()
     )
-    length = max(_STRETCH_SECONDS, float(good["seconds"].sum()) / _MAX_STRETCHES)
+    length = max(_STRETCH_SECONDS, float(good["seconds"].sum()) / _MOST_STRETCHES)
     output = pl.col("output_tokens_per_second") * pl.col("seconds")
     # By Little's law, this many requests decode at a time. With random arrivals, an output token
     # shares its step with a random number of others: the mean of 1/N is then (1 − e^−n) / n.
@@ -170,9 +170,9 @@ def stretches(steps: pl.DataFrame) -> pl.DataFrame:
 def engine_time(found: pl.DataFrame, prefills: Prefills | None) -> EngineTime | str:
     """Where the time of these stretches of similar engines went, or a text: why that is unknown."""
     computed = 0.0 if prefills is None else prefills.prompt_tokens * prefills.computed_ratio
-    if prefills is None or prefills.count < _MIN_PREFILLS or not computed:
+    if prefills is None or prefills.count < _LEAST_PREFILLS or not computed:
         return "too few prefills were timed (vllm:request_prefill_time_seconds)"
-    if found.height < _MIN_STRETCHES:
+    if found.height < _LEAST_STRETCHES:
         return f"{found.height} minutes with output are too few to separate prompt and output time"
     prompts = ("prompt_tokens", "prompt_tokens_per_step")
     computing = found.with_columns(pl.col(prompts) * prefills.computed_ratio)

@@ -223,7 +223,7 @@ def backtest(
 
 NOMINAL_RATIO = 0.90
 _EDGES_HOURS = (4, 24, 48, 96, 192, 384, 768, 1536)
-_MIN_ERRORS = 10
+_LEAST_ERRORS = 10
 _NEWEST_HOURS = 2.0
 _NOMINAL_DAYS = 10.0
 
@@ -328,17 +328,17 @@ def _band(errors: Floats, days: float, steps_per_day: int) -> Band | None:
 def _end(pool: Floats) -> float:
     """The larger, in size, of a pool's 5 % and 95 % quantiles; NaN for under ten errors."""
     seen = pool[np.isfinite(pool)]
-    if len(seen) < _MIN_ERRORS:
+    if len(seen) < _LEAST_ERRORS:
         return float("nan")
     tail = (1 - NOMINAL_RATIO) / 2
     return float(np.abs(np.quantile(seen, [tail, 1 - tail])).max())
 
 
-MIN_WEEKS = 2
-_MAX_WEEKS = 8
+LEAST_WEEKS = 2
+_MOST_WEEKS = 8
 _SMOOTHED_HOURS = 5
 _SHARES_OF_ONE_WEEK = (0.9, 0.5, 0.0)
-_MIN_GAIN = 0.05
+_LEAST_GAIN = 0.05
 _LARGE_GAIN = 0.25
 _WIDEST_RATIO = 1.05
 
@@ -366,7 +366,7 @@ def best_pattern(values: Floats, horizon: int, steps_per_day: int) -> Pattern:
     weeks, compared = len(values) // week, max(horizon, steps_per_day)
     history = filled(values, steps_per_day)
     past = backtest(values, history, compared, steps_per_day)
-    if weeks < MIN_WEEKS:
+    if weeks < LEAST_WEEKS:
         why = "no weekly pattern: less than two weeks of history"
         return Pattern(blend, history, past.within(horizon), why)
     weekly_history = filled(_filled_from_last_week(values, week), steps_per_day)
@@ -380,10 +380,10 @@ def best_pattern(values: Floats, horizon: int, steps_per_day: int) -> Pattern:
     )
     gain = _gain(past, weekly, steps_per_day)
     widest = _WIDEST_RATIO if gain >= _LARGE_GAIN else 1.0
-    if gain < _MIN_GAIN or _width_ratio(weekly, past, steps_per_day) > widest:
+    if gain < _LEAST_GAIN or _width_ratio(weekly, past, steps_per_day) > widest:
         why = "no weekly pattern: it did not improve the back-test"
         return Pattern(blend, history, past.within(horizon), why)
-    seen = min(weeks, _MAX_WEEKS)
+    seen = min(weeks, _MOST_WEEKS)
     used = f"weekly pattern of {seen} weeks (back-test error {gain * 100:.0f} % lower than without)"
     return Pattern(weekly_blend, weekly_history, weekly.within(horizon), used)
 
@@ -406,7 +406,7 @@ def weekly_blend(history: Floats, horizon: int, steps_per_day: int) -> Floats:
 def _week_profile(history: Floats, steps_per_day: int) -> Floats:
     """The logarithm of the shape of a week from the next step on, mean 0."""
     week = 7 * steps_per_day
-    weeks = min(_MAX_WEEKS, len(history) // week)
+    weeks = min(_MOST_WEEKS, len(history) // week)
     logs = np.log(history[-weeks * week :] + offset(history, steps_per_day)).reshape(weeks, week)
     levels = logs.mean(axis=1, keepdims=True)
     growth = (levels[-1] - levels[0]) / (max(1, weeks - 1) * week)
