@@ -146,5 +146,5 @@ def test_the_verb_says_what_it_made(path):
         found = CliRunner().invoke(cli, ["rollup", str(path), "--workers", "1"])
         return found.exit_code, found.output
 
-    assert said() == (0, "w: 9 hours in 1 piece, 1 of them made now.\n")
-    assert said() == (0, "w: 9 hours in 1 piece, 0 of them made now.\n")
+    assert said() == (0, "w: 9 hours in 1 piece, 1 of them new.\n")
+    assert said() == (0, "w: 9 hours in 1 piece, 0 of them new.\n")

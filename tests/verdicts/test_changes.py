@@ -111,7 +111,7 @@ def test_what_was_not_observed_tells_nothing():
     rng = np.random.default_rng(2)
     steps = made_steps(rng, hours=2).with_columns(ttft_p95_seconds=pl.lit(None, pl.Float64))
     told = change(comparable_steps(steps), comparable_steps(steps), "ttft_seconds")
-    assert told.ratio.reason == "nothing of it was observed in A and B"
+    assert told.ratio.reason == "it was not observed in A and B"
 
 
 def test_gaps_restarts_and_idle_steps_are_left_out():

@@ -82,7 +82,7 @@ def test_without_engine_time_the_split_states_its_weight_and_prompts_take_no_mor
     found = costs(usage, usd_per_gpu_hour=dollars(1.0), capacity=NO_KNEE)
     split = found.usd_per_million_input_tokens_split
     assert split.mid == pytest.approx(1e6 / 800)
-    assert "stated weight" in split.sources
+    assert "assumed weights" in split.sources
     assert (split.kind, split.low) == (Kind.ASSUMED, 0.0)
     as_much_as_output = found.usd_per_million_total_tokens.mid
     assert split.high == pytest.approx(as_much_as_output)
