@@ -1,5 +1,6 @@
 """What several tests lean on: the committed windows, their answers, and whom tests may ask."""
 
+import gc
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -61,6 +62,17 @@ def answer_of(examples: Path) -> Callable[..., dict[str, Any]]:
 def command(capsys) -> Callable[..., CompletedProcess[str]]:
     """The command line run in this process: its words to its exit code, output and complaints."""
     return partial(completed, capsys)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Without garbage collection: what is imported and collected stays until the end."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(config, items):

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.interpolate import PchipInterpolator
 
 from vllm_capacity.figures.histogram import (
     _monotone_cubic,
@@ -152,6 +151,8 @@ def test_edge_cases_of_the_estimate(edges, counts, q, expected):
 
 
 def test_the_interpolant_is_the_published_one():
+    from scipy.interpolate import PchipInterpolator  # slow to import: not on every collection
+
     random = np.random.default_rng(7)
     for points in range(2, 30):
         knots = np.cumsum(random.exponential(1.0, points))

@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import polars as pl
-from scipy.signal import lfilter
 
 START = datetime(2026, 11, 2, tzinfo=UTC)
 _EXPONENT, _PREFILL = 0.55, 0.06
@@ -17,6 +16,8 @@ _EXPONENT, _PREFILL = 0.55, 0.06
 
 def wandering(rng, count, *, minutes, scale):
     """A process that forgets in so many minutes, with this standard deviation."""
+    from scipy.signal import lfilter  # slow to import: not on every collection
+
     kept = np.exp(-1 / minutes)
     steps = rng.standard_normal(count) * scale * np.sqrt(1 - kept**2)
     steps[0] = rng.standard_normal() * scale

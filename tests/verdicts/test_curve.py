@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-from scipy.optimize import least_squares
 
 from vllm_capacity.verdicts.saturation.curve import (
     LoadPoints,
@@ -49,6 +48,8 @@ def misfit(loads: LoadPoints, theta) -> np.ndarray:
 
 @pytest.mark.parametrize("loads", NOISY)
 def test_fitted_usl_is_the_least_squares_fit(loads):
+    from scipy.optimize import least_squares  # slow to import: not on every collection
+
     found = fitted_usl(loads)
     bounds = ([-np.inf, 0, 0], [np.inf, 1, 0.1])
     theirs = least_squares(lambda theta: misfit(loads, theta), [3.4, 0.05, 1e-3], bounds=bounds)

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from scipy.optimize import nnls
 
 from vllm_capacity.verdicts.cost.engine_time import _least_squares
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_least_squares_without_negatives_are_those_of_the_library(seed):
+    from scipy.optimize import nnls  # slow to import: not on every collection
+
     rng = np.random.default_rng(seed)
     matrix = rng.random((int(rng.integers(5, 60)), 4))
     matrix[:, 1] = matrix[:, 0] * (1 + rng.normal(0, 0.05, len(matrix)))  # nearly alike
