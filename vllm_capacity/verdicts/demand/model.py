@@ -57,14 +57,16 @@ naive's a day ahead and 0.72–0.87 a week ahead. In statsforecast 2.1.1, MSTL w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-Expected = Callable[[Floats, int, int], Floats]  # (history, horizon, steps per day) → demand ahead
+# (history, horizon, steps per day) → demand ahead. The last axis is time; others are histories.
+Expected = Callable[[Floats, int, int], Floats]
 
 PROFILE_DAYS = 7
 DAY_DECAY = 0.9
@@ -75,6 +77,7 @@ _OFFSET_RATIO = 0.02
 _MAX_LOG_DEVIATION = 1.5
 _NOISE_RATIO = 0.1
 _SHARE_OF_ONE_DAY = 2 / 3
+_VALUES_AT_ONCE = 30_000
 
 
 @dataclass(frozen=True)
@@ -114,69 +117,81 @@ def filled(values: Floats, steps_per_day: int) -> Floats:
 
 def offset(history: Floats, steps_per_day: int) -> float:
     """Added before a root or logarithm so that empty hours do not dominate: 2 % of the mean."""
-    recent = history[-PROFILE_DAYS * steps_per_day :]
-    return float(_OFFSET_RATIO * recent.mean()) or _OFFSET_RATIO
+    return float(_offsets(history, steps_per_day)[0])
+
+
+def _offsets(histories: Floats, steps_per_day: int) -> Floats:
+    """The offset of each history, its last axis of length 1."""
+    mean = _mean(histories[..., -PROFILE_DAYS * steps_per_day :])
+    return np.where(mean == 0, _OFFSET_RATIO, _OFFSET_RATIO * mean)
+
+
+def _mean(values: Floats) -> Floats:
+    """The mean over time, the last axis, which stays with length 1."""
+    return np.asarray(values.mean(axis=-1, keepdims=True))
 
 
 def blend(history: Floats, horizon: int, steps_per_day: int) -> Floats:
     """Demand expected in each of the next `horizon` steps, in the unit of `history` (no gaps).
 
-    Flat if history is shorter than a day; callers refuse that, the back-test does not.
+    The last axis is time; others are many histories of the same length. Flat if history is shorter
+    than a day; callers refuse that, the back-test does not.
     """
-    recent = history[-PROFILE_DAYS * steps_per_day :]
-    days = len(recent) // steps_per_day
-    recent = recent[len(recent) - days * steps_per_day :] if days else recent
-    extra = offset(history, steps_per_day)
+    recent = history[..., -PROFILE_DAYS * steps_per_day :]
+    days = recent.shape[-1] // steps_per_day
+    recent = recent[..., -days * steps_per_day :] if days else recent
+    extra = _offsets(history, steps_per_day)
     profile = _profile(recent, days, steps_per_day, extra)
-    level = float(recent[-steps_per_day:].mean())
+    level = _mean(recent[..., -steps_per_day:])
     hour = max(1, steps_per_day // 24)
-    expected_level = level * float(profile[-hour:].mean())
-    least = max(_NOISE_RATIO * level, extra)
-    deviation = np.log((recent[-hour:].mean() + least) / (expected_level + least))
+    expected_level = level * _mean(profile[..., -hour:])
+    least = np.maximum(_NOISE_RATIO * level, extra)
+    deviation = np.log((_mean(recent[..., -hour:]) + least) / (expected_level + least))
     deviation = np.clip(deviation, -_MAX_LOG_DEVIATION, _MAX_LOG_DEVIATION)
     ahead = np.arange(1, horizon + 1)
     persistence = np.exp(PERSISTENCE * deviation * np.exp(-ahead / steps_per_day))
     levels = _levels(recent, days, ahead, steps_per_day, extra)
-    return np.asarray(levels * profile[(ahead - 1) % steps_per_day] * persistence)
+    return np.asarray(levels * profile[..., (ahead - 1) % steps_per_day] * persistence)
 
 
-def _profile(recent: Floats, days: int, steps_per_day: int, extra: float) -> Floats:
+def _profile(recent: Floats, days: int, steps_per_day: int, extra: Floats) -> Floats:
     """The shape of a day from the next step on, mean 1; flat without a whole day.
 
     The offset is added before averaging and removed at the end, so an empty night stays empty.
     """
     if days == 0:
-        return np.ones(steps_per_day)
-    logs = np.log(recent.reshape(days, steps_per_day) + extra)
+        return np.ones((*recent.shape[:-1], steps_per_day))
+    by_day = recent.reshape(*recent.shape[:-1], days, steps_per_day)
+    logs = np.log(by_day + extra[..., None])
     weights = DAY_DECAY ** np.arange(days, dtype=float)[::-1]
-    shapes = logs - logs.mean(axis=1, keepdims=True)
-    raised = np.exp(shrunk(shapes, weights, one_share=_SHARE_OF_ONE_DAY))
-    profile = np.maximum((1 + _OFFSET_RATIO) * raised / raised.mean() - _OFFSET_RATIO, 0.0)
-    return np.asarray(profile / profile.mean())
+    raised = np.exp(shrunk(logs - _mean(logs), weights, one_share=_SHARE_OF_ONE_DAY))
+    profile = np.maximum((1 + _OFFSET_RATIO) * raised / _mean(raised) - _OFFSET_RATIO, 0.0)
+    return np.asarray(profile / _mean(profile))
 
 
 def shrunk(shapes: Floats, weights: Floats, *, one_share: float) -> Floats:
     """The mean of the rows of `shapes`, times the share of its variance that is not noise, 0..1.
 
     The noise is how much the rows, each of mean 0, differ. For a single row, where that is unknown,
-    the factor is `one_share`.
+    the factor is `one_share`. Rows are the second last axis.
     """
-    mean = np.average(shapes, axis=0, weights=weights)
-    if len(shapes) == 1:
+    mean = (shapes * weights[:, None]).sum(axis=-2) / weights.sum()
+    if shapes.shape[-2] == 1:
         return np.asarray(one_share * mean)
     rows = weights.sum() ** 2 / (weights**2).sum()
-    noise = float(shapes.var(axis=0, ddof=1).mean()) / rows
-    return np.asarray(mean * max(0.0, 1 - noise / max(float((mean**2).mean()), 1e-12)))
+    noise = _mean(shapes.var(axis=-2, ddof=1)) / rows
+    return np.asarray(mean * np.maximum(0.0, 1 - noise / np.maximum(_mean(mean**2), 1e-12)))
 
 
 def _levels(
-    recent: Floats, days: int, ahead: NDArray[np.int64], steps_per_day: int, extra: float
+    recent: Floats, days: int, ahead: NDArray[np.int64], steps_per_day: int, extra: Floats
 ) -> Floats:
     """The mean of the last day, reverting to the week's mean after the first day ahead."""
-    last = float(recent[-steps_per_day:].mean())
+    last = _mean(recent[..., -steps_per_day:])
     if days < 2:
-        return np.full(len(ahead), last)
-    week = np.log(recent.reshape(days, steps_per_day).mean(axis=1) + extra).mean()
+        return np.repeat(last, len(ahead), axis=-1)
+    by_day = recent.reshape(*recent.shape[:-1], days, steps_per_day)
+    week = _mean(np.log(by_day.mean(axis=-1) + extra))
     stay = np.exp(-np.maximum(ahead - steps_per_day, 0) / (REVERSION_DAYS * steps_per_day))
     levels = np.exp(stay * np.log(last + extra) + (1 - stay) * week) - extra
     return np.asarray(np.maximum(levels, 0.0))
@@ -212,13 +227,31 @@ def backtest(
     steps = len(values)
     origins = _origins(steps, steps_per_day, first)
     errors = np.full((len(origins), horizon), np.nan)
-    for row, origin in enumerate(origins):
-        truth, known = values[origin : origin + horizon], history[:origin]
-        extra = offset(known, steps_per_day)
-        ahead = expected(known, len(truth), steps_per_day)
-        errors[row, : len(truth)] = np.sqrt(truth + extra) - np.sqrt(ahead + extra)
+    truths = np.append(values, np.full(horizon, np.nan))
+    for rows, length in _of_one_length(origins, steps_per_day):
+        starts = origins[rows, None]
+        known, truth = history[starts + np.arange(-length, 0)], truths[starts + np.arange(horizon)]
+        extra = _offsets(known, steps_per_day)
+        ahead = expected(known, horizon, steps_per_day)
+        errors[rows] = np.sqrt(truth + extra) - np.sqrt(ahead + extra)
     days = (steps - int(origins[0])) / steps_per_day if len(origins) else 0.0
     return Backtest(origins, errors, days)
+
+
+def _of_one_length(origins: NDArray[np.int64], steps_per_day: int) -> Iterator[tuple[slice, int]]:
+    """Slices of the origins, each with the length of the histories that forecasts from there use.
+
+    That is everything in the first week, then whole weeks. A slice holds as many as fit a cache.
+    """
+    week = 7 * steps_per_day
+    lengths = np.where(origins < week, origins, np.minimum(origins // week, _MOST_WEEKS) * week)
+    start = 0
+    while start < len(origins):
+        length = int(lengths[start])
+        same = int(np.searchsorted(lengths, length, side="right"))
+        end = min(same, start + max(1, _VALUES_AT_ONCE // length))
+        yield slice(start, end), length
+        start = end
 
 
 NOMINAL_RATIO = 0.90
@@ -391,33 +424,37 @@ def best_pattern(values: Floats, horizon: int, steps_per_day: int) -> Pattern:
 def weekly_blend(history: Floats, horizon: int, steps_per_day: int) -> Floats:
     """Demand expected in each of the next `horizon` steps, in the unit of `history` (no gaps).
 
-    With less than a whole week of history, the daily blend's. The offset is added to demand while
-    it is divided by the profile: an empty weekend is then at its normal level, not at zero.
+    Axes are those of `blend`. With less than a whole week of history, the daily blend's. The offset
+    is added to demand while it is divided by the profile: an empty weekend is then at its normal
+    level, not at zero.
     """
     week = 7 * steps_per_day
-    if len(history) < week:
+    if history.shape[-1] < week:
         return blend(history, horizon, steps_per_day)
     profile = np.exp(_week_profile(history, steps_per_day))
-    extra = offset(history, steps_per_day)
-    level = blend((history[-week:] + extra) / profile, horizon, steps_per_day)
-    return np.asarray(np.maximum(level * profile[np.arange(horizon) % week] - extra, 0.0))
+    extra = _offsets(history, steps_per_day)
+    level = blend((history[..., -week:] + extra) / profile, horizon, steps_per_day)
+    return np.asarray(np.maximum(level * profile[..., np.arange(horizon) % week] - extra, 0.0))
 
 
 def _week_profile(history: Floats, steps_per_day: int) -> Floats:
     """The logarithm of the shape of a week from the next step on, mean 0."""
     week = 7 * steps_per_day
-    weeks = min(_MOST_WEEKS, len(history) // week)
-    logs = np.log(history[-weeks * week :] + offset(history, steps_per_day)).reshape(weeks, week)
-    levels = logs.mean(axis=1, keepdims=True)
-    growth = (levels[-1] - levels[0]) / (max(1, weeks - 1) * week)
+    weeks = min(_MOST_WEEKS, history.shape[-1] // week)
+    by_week = (*history.shape[:-1], weeks, week)
+    logs = np.log(history[..., -weeks * week :] + _offsets(history, steps_per_day)).reshape(by_week)
+    levels = _mean(logs)
+    growth = (levels[..., -1:, :] - levels[..., :1, :]) / (max(1, weeks - 1) * week)
     shapes = logs - levels - growth * (np.arange(week) - (week - 1) / 2)
-    hours_of_day = np.tile(shapes.reshape(weeks, 7, steps_per_day).mean(axis=1), (1, 7))
+    by_day = shapes.reshape(*by_week[:-1], 7, steps_per_day)
+    hours_of_day = np.tile(by_day.mean(axis=-2), 7)
     rest = shapes - hours_of_day
-    smooth = _smoothed(rest.ravel(), _SMOOTHED_HOURS * steps_per_day // 24)
-    days_of_week = smooth.reshape(weeks, week)
+    whole = rest.reshape(*history.shape[:-1], weeks * week)
+    days_of_week = _smoothed(whole, _SMOOTHED_HOURS * steps_per_day // 24).reshape(by_week)
     parts = zip((hours_of_day, days_of_week, rest - days_of_week), _SHARES_OF_ONE_WEEK, strict=True)
     means = [shrunk(part, np.ones(weeks), one_share=share) for part, share in parts]
-    return np.asarray(np.sum(means, axis=0) - np.mean(means) * len(means))
+    middle = _mean(np.concatenate(means, axis=-1))
+    return np.asarray(np.sum(means, axis=0) - middle * len(means))
 
 
 def _smoothed(values: Floats, steps: int) -> Floats:
@@ -425,10 +462,9 @@ def _smoothed(values: Floats, steps: int) -> Floats:
     around = steps // 2
     if around == 0:
         return values
-    windows = np.lib.stride_tricks.sliding_window_view(
-        np.pad(values, around, mode="wrap"), 2 * around + 1
-    )
-    return np.asarray(windows.mean(axis=1))
+    wrapped = np.concatenate([values[..., -around:], values, values[..., :around]], axis=-1)
+    windows = sliding_window_view(wrapped, 2 * around + 1, axis=-1)
+    return np.asarray(windows.mean(axis=-1))
 
 
 def _filled_from_last_week(values: Floats, week: int) -> Floats:
