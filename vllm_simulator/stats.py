@@ -50,6 +50,7 @@ class Histogram:
         self.bounds = tuple(bounds)
         self.counts = [0] * (len(self.bounds) + 1)
         self.total = 0.0
+        self._edges = np.array(self.bounds)
 
     @property
     def count(self) -> int:
@@ -63,12 +64,9 @@ class Histogram:
 
     def observe_each(self, values: np.ndarray, times: int) -> None:
         """Record each of the values `times` times."""
-        buckets = np.bincount(
-            np.searchsorted(self.bounds, values, side="left"), minlength=len(self.counts)
-        )
-        self.counts = [
-            count + int(more) * times for count, more in zip(self.counts, buckets, strict=True)
-        ]
+        found = np.bincount(self._edges.searchsorted(values, side="left"))
+        for bucket, more in enumerate(found.tolist()):
+            self.counts[bucket] += more * times
         self.total += float(values.sum()) * times
 
 
