@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from vllm_capacity.verdicts.demand.forecast import forecast_demand
 from vllm_capacity.verdicts.demand.model import (
     Backtest,
+    backtest,
     best_pattern,
     blend,
     filled,
+    offset,
     stated_coverage,
     weekly_blend,
 )
@@ -100,6 +102,18 @@ def test_a_day_ahead_it_is_too_at_any_hour_of_the_week():
 def test_days_of_the_week_are_used_where_the_past_asks_for_it(made, hours, output):
     seen, _ = demand(6, **made)
     assert output in forecast_demand(rows(seen[:hours])).method
+
+
+@pytest.mark.parametrize("expected", [blend, weekly_blend])
+def test_a_back_test_forecasts_from_each_origin_as_if_from_it_alone(expected):
+    values = np.random.default_rng(4).poisson(30.0, 10 * WEEK).astype(float)
+    past = backtest(values, values, DAY, DAY, expected=expected)
+    for origin, errors in zip(past.origins[::37], past.errors[::37], strict=True):
+        truth, history = values[origin : origin + DAY], values[:origin]
+        extra, ahead = offset(history, DAY), expected(history, len(truth), DAY)
+        alone = np.sqrt(truth + extra) - np.sqrt(ahead + extra)
+        assert errors[: len(truth)] == pytest.approx(alone, abs=1e-12)
+        assert np.isnan(errors[len(truth) :]).all()
 
 
 @pytest.mark.parametrize(("weeks", "seeds"), [(2, range(6)), (5, range(2))])
