@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +102,20 @@ def opened_filesystem() -> Any:  # noqa: ANN401  s3fs has no types
         raise InputError(
             "Reading s3:// needs s3fs. Install it with: pip install 'vllm-capacity[s3]'."
         ) from None
+    from aiobotocore.session import AioSession  # type: ignore[import-untyped]
+
     # No caches: the store may change, and the environment may name another server next time.
-    return s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
+    session = AioSession()
+    session.register_component("data_loader", _api_descriptions())
+    return s3fs.S3FileSystem(session=session, skip_instance_cache=True, use_listings_cache=False)
+
+
+@cache
+def _api_descriptions() -> object:
+    """What botocore ships about the API of S3: parsing it is most of the cost of a new client."""
+    from botocore.loaders import create_loader  # type: ignore[import-untyped]
+
+    return create_loader()
 
 
 def failed(what: str, error: Exception) -> CapacityError:
