@@ -58,10 +58,11 @@ HISTOGRAMS = tuple(BOUNDS)
 class Histogram:
     """Counts per bucket, the overflow last, and the sum."""
 
-    __slots__ = ("bounds", "counts", "total")
+    __slots__ = ("bounds", "counts", "edges", "total")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = bounds
+        self.edges = np.array(bounds, float)
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
 
@@ -74,9 +75,9 @@ class Histogram:
         if first == last:
             self.counts[first] += times * len(values)
         else:
-            found = np.bincount(np.searchsorted(self.bounds, values))
-            for bucket in np.flatnonzero(found):
-                self.counts[bucket] += int(found[bucket]) * times
+            found = np.bincount(self.edges.searchsorted(values) - first).tolist()
+            for bucket, count in enumerate(found, first):
+                self.counts[bucket] += count * times
         self.total += float(values.sum()) * times
 
     def state(self) -> tuple[tuple[int, ...], float]:
@@ -572,8 +573,8 @@ class Engine:
             seconds[0] = first
         self._keep_noise = None
         ends = self.now + np.cumsum(seconds)
-        made = int(np.searchsorted(ends, until, side="right"))
-        made = min(made, 1 + int(np.searchsorted(ends[:-1], news, side="left")))
+        made = int(ends.searchsorted(until, side="right"))
+        made = min(made, 1 + int(ends[:-1].searchsorted(news, side="left")))
         made = max(1, made)
         spent = seconds[:made]
         self._began = float(ends[made - 2]) if made > 1 else self.now

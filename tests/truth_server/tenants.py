@@ -7,23 +7,27 @@ time: the server's own laws say it, no formula of shares.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import polars as pl
 
 from tests.truth_server import loads
 from tests.truth_server.laws import Affine
-from tests.truth_server.model import Engine, Feed, Request
+from tests.truth_server.model import HISTOGRAMS, Engine, Feed, Histogram, Request
 from tests.truth_server.servers import MIXES, PAIRS, SERVERS, Mix, Server
 from tests.truth_server.truth import truths
 from tests.truth_server.windows import EPOCH, Columns, us
 from vllm_capacity.sources.usage import USAGE_SCHEMA
 from vllm_capacity.telemetry.rows import RowBuffer
 from vllm_capacity.telemetry.store import write_window
+
+OneEngine = TypeVar("OneEngine", bound=Engine)
 
 _INTERVALS = (5.0, 10.0, 15.0, 15.0, 30.0)
 _LENGTHS = (900.0, 1800.0, 1800.0, 3600.0)
@@ -142,7 +146,9 @@ class _Pool(Feed):
         super().__init__()
         self._case, self._jobs = case, jobs
         self._rng = np.random.default_rng((case.seed, 78))
-        self._ends = np.cumsum([spell.seconds for spell in case.spells])
+        self._ends = np.cumsum([spell.seconds for spell in case.spells]).tolist()
+        self._names = list(case.tenants)
+        self._shares = [(np.cumsum(one.shares) / sum(one.shares)).tolist() for one in case.spells]
         self._drawn: dict[str, list[tuple[int, int]]] = {name: [] for name in case.tenants}
         self._active = 0
         self.sent: list[tuple[Job, Request]] = []
@@ -168,13 +174,12 @@ class _Pool(Feed):
     def _next(self, now: float) -> Job | None:
         if self._jobs is not None:
             return self._jobs[len(self.sent)] if len(self.sent) < len(self._jobs) else None
-        spell = int(np.searchsorted(self._ends, now, side="right"))
+        spell = bisect_right(self._ends, now)
         if spell >= len(self._ends):
             return None
         if self._pending is None:
-            own = self._case.spells[spell]
-            name = list(self._case.tenants)[self._rng.choice(len(own.shares), p=own.shares)]
-            self._pending = Job(name, *self._lengths(name), own.level)
+            name = self._names[bisect_right(self._shares[spell], self._rng.random())]
+            self._pending = Job(name, *self._lengths(name), self._case.spells[spell].level)
         return self._pending
 
     def _lengths(self, name: str) -> tuple[int, int]:
@@ -197,10 +202,40 @@ class _Timed(Engine):
         super()._finish_step(seconds, prompt_tokens)
 
 
-def _engine(case: TenantCase, jobs: Sequence[Job] | None, seed: int) -> tuple[_Timed, _Pool]:
+class _Nothing(Histogram):
+    """A histogram that nobody will read."""
+
+    __slots__ = ()
+
+    def add(self, value: float, times: int = 1) -> None:
+        pass
+
+    def add_each(self, values: np.ndarray, times: int) -> None:
+        pass
+
+
+class _Replaying(Engine):
+    """An engine of which nothing is asked but when it is done."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.histograms = dict.fromkeys(HISTOGRAMS, _Nothing(()))
+        self._ttft = self._itl = self._iteration = _Nothing(())
+
+    def _finish(self, request: Request) -> None:
+        del self.running[id(request)]
+        self._source.finished(request, self.now)
+
+    def _set_gauges(self) -> None:
+        pass
+
+
+def _engine(
+    case: TenantCase, jobs: Sequence[Job] | None, kind: type[OneEngine]
+) -> tuple[OneEngine, _Pool]:
     pool = _Pool(case, jobs)
     mix = next(iter(case.tenants.values()))
-    return _Timed(case.server, mix, pool, seed), pool
+    return kind(case.server, mix, pool, case.seed), pool
 
 
 def _run(engine: Engine, pool: _Pool) -> float:
@@ -214,7 +249,7 @@ def _run(engine: Engine, pool: _Pool) -> float:
 
 def write(case: TenantCase, path: Path) -> TenantTruth:
     """Serve the case, scrape it into a window at `path`, and leave out each tenant in turn."""
-    engine, pool = _engine(case, None, case.seed)
+    engine, pool = _engine(case, None, _Timed)
     buffer = RowBuffer()
     columns = Columns(buffer, "gpu-0:8000", case.server)
     at = 0.0
@@ -231,7 +266,7 @@ def write(case: TenantCase, path: Path) -> TenantTruth:
     without = {}
     for name in case.tenants:
         others = [job for job in jobs if job.tenant != name]
-        without[name] = _run(*_engine(case, others, case.seed)) if others else 0.0
+        without[name] = _run(*_engine(case, others, _Replaying)) if others else 0.0
     return TenantTruth(_usage(pool.sent), seconds, without, prefill_ratio)
 
 
