@@ -18,7 +18,13 @@ from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.fleet import Rule
 from vllm_capacity.render.report.files import only_writer
 from vllm_capacity.render.report.metadata import page_metadata
-from vllm_capacity.render.report.write import EXAMPLES, ReportOrder, write_page, write_report
+from vllm_capacity.render.report.write import (
+    EXAMPLES,
+    ReportOrder,
+    _parameters_of,
+    write_page,
+    write_report,
+)
 from vllm_capacity.render.sections.header import tiles_of
 from vllm_capacity.resources import shipped
 
@@ -105,6 +111,27 @@ def test_page_says_what_the_answer_says(page):
     }
 
 
+@pytest.fixture
+def mapping_file(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("prices.csv").write_text("instance,gpus_per_engine,usd_per_hour\n*,2,0.25\n")
+
+
+def figures_of(tiles) -> dict[str, tuple[float | None, ...]]:
+    return {tile.figure: (tile.low, tile.mid, tile.high) for tile in tiles}
+
+
+@pytest.fixture(scope="module")
+def thin(tmp_path_factory) -> Path:
+    """The report's notebook up to its tiles: no charts, no plan."""
+    book = nbformat.read(NOTEBOOK, as_version=4)
+    book.cells = book.cells[: 1 + [cell.id for cell in book.cells].index("tiles")]
+    path = tmp_path_factory.mktemp("thin") / NOTEBOOK.name
+    nbformat.write(book, path)
+    return path
+
+
+@pytest.mark.usefixtures("mapping_file")
 @pytest.mark.parametrize(
     ("given", "price"),
     [
@@ -125,14 +152,18 @@ def test_page_says_what_the_answer_says(page):
         ),
     ],
 )
-def test_page_of_an_analysis_says_the_same(given, price, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("prices.csv").write_text("instance,gpus_per_engine,usd_per_hour\n*,2,0.25\n")
+def test_parameters_of_an_analysis_give_a_page_that_says_the_same(report, thin, given, price):
     analysis = vc.open("vllm-sweep").analyze(**given)
-    found = page_metadata(write_page(analysis, tmp_path / "pages/sweep.html", made_at=EARLY))
-    expected = {tile.figure: (tile.low, tile.mid, tile.high) for tile in tiles_of(analysis.answer)}
-    assert {tile.figure: (tile.low, tile.mid, tile.high) for tile in found.tiles} == expected
+    found = page_metadata(report(thin, **_parameters_of(analysis)))
+    assert figures_of(found.tiles) == figures_of(tiles_of(analysis.answer))
     assert found.line.price == price
+
+
+@pytest.mark.usefixtures("mapping_file")
+def test_page_of_an_analysis_says_the_same(tmp_path):
+    analysis = vc.open("vllm-sweep").analyze(price_rules="prices.csv", slo="ttft 1")
+    found = page_metadata(write_page(analysis, tmp_path / "pages/sweep.html", made_at=EARLY))
+    assert figures_of(found.tiles) == figures_of(tiles_of(analysis.answer))
     assert [path.name for path in (tmp_path / "pages").iterdir()] == ["sweep.html"]
 
 
@@ -182,15 +213,22 @@ def first_half(tmp_path_factory, cache: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def both_halves(first_half, tmp_path_factory, cache: Path) -> Path:
+    """The report of the second half, in a folder with that of the first."""
+    folder = tmp_path_factory.mktemp("both")
+    shutil.copytree(first_half / "reports", folder / "reports")
+    return reporting(folder, cache)(first_half / "asked.ipynb", start=HALF)
+
+
 @pytest.fixture
-def halves(first_half, report, tmp_path):
-    """A report of the first half of the sweep, then one of the second."""
-    shutil.copytree(first_half / "reports", tmp_path / "reports")
-    return lambda **given: report(first_half / "asked.ipynb", start=HALF, **given)
+def second_half(first_half, report):
+    """A report of the second half of the sweep, beside whatever is in the folder already."""
+    return partial(report, first_half / "asked.ipynb", start=HALF)
 
 
-def test_tiles_say_what_changed_since_the_report_before(halves):
-    soup = BeautifulSoup(halves().read_text(), "html.parser")
+def test_tiles_say_what_changed_since_the_report_before(both_halves):
+    soup = BeautifulSoup(both_halves.read_text(), "html.parser")
     changes = [each.get_text() for each in soup.select(".tile .change")]
     assert (len(changes), changes[0]) == (
         5,  # not six: without a target, one figure is unknown
@@ -200,24 +238,26 @@ def test_tiles_say_what_changed_since_the_report_before(halves):
     assert re.fullmatch(r"vllm-sweep-asked-to-2026-11-24T04-12-44Z-[0-9a-f]{8}\.html", page)
 
 
-def test_report_that_is_made_again_says_the_same(halves):
-    first, second = (page_metadata(halves(made_at=at)) for at in (EARLY, LATE))
-    assert first == second
+def test_report_that_is_made_again_says_the_same(both_halves, second_half, tmp_path):
+    shutil.copytree(both_halves.parent, tmp_path / "reports")
+    again = second_half(made_at=LATE)
+    assert again.name == both_halves.name
+    assert page_metadata(again) == page_metadata(both_halves)
 
 
-def test_money_is_not_compared_at_another_price(halves):
-    soup = BeautifulSoup(halves(usd_per_hour=1.0).read_text(), "html.parser")
+def test_money_is_not_compared_at_another_price(first_half, second_half, tmp_path):
+    shutil.copytree(first_half / "reports", tmp_path / "reports")
+    soup = BeautifulSoup(second_half(usd_per_hour=1.0).read_text(), "html.parser")
     changes = [each.get_text() for each in soup.select(".tile .change")]
     assert changes[:3] == ["not compared: a different price in the report ending 04:12:44 UTC"] * 3
     assert changes[3].startswith("▲ up from 28")
 
 
-def test_report_before_is_named_after_its_page_was_replaced(halves, tmp_path):
-    halves()
-    folder = tmp_path / "reports"
-    (before,) = folder.glob("vllm-sweep-asked-to-2026-11-24T04-12-44Z-*.html")
+def test_report_before_is_named_after_its_page_was_replaced(both_halves, second_half, tmp_path):
+    shutil.copytree(both_halves.parent, tmp_path / "reports")
+    (before,) = (tmp_path / "reports").glob("vllm-sweep-asked-to-2026-11-24T04-12-44Z-*.html")
     before.unlink()
-    soup = BeautifulSoup(halves().read_text(), "html.parser")
+    soup = BeautifulSoup(second_half().read_text(), "html.parser")
     assert (len(soup.select(".tile .change")), soup.select(".since a")) == (5, [])
 
 
