@@ -1,6 +1,7 @@
 """What several tests lean on: the committed windows, their answers, and whom tests may ask."""
 
 import gc
+import os
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -15,6 +16,9 @@ from tests.cli.command_line import completed
 from vllm_capacity.assumptions import Assumptions
 from vllm_capacity.render import quick_jsonschema  # noqa: F401  before nbformat and altair
 from vllm_capacity.telemetry.window import Window, open_window
+
+# Kernels and commands that tests start compile the package once for all, not each for itself.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"

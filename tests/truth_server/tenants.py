@@ -325,10 +325,12 @@ class _Attributing(Engine):
         grown = (self._step - step - 1) / 2
         whole = float(law.seconds(len(running), 0, kv + len(running) * grown))
         each = (self.busy_seconds - busy) / whole
+        alike = each * (law.fixed / len(running) + law.per_request)
+        a_token, owners, booked = each * law.per_kv_token, self.owners, self.seconds_of
+        since = step + grown
         for one in running:
-            held = one.target + step - one.decode_from + grown
-            own = law.fixed / len(running) + law.per_request + law.per_kv_token * held
-            self._book(one, each * own)
+            held = one.target - one.decode_from + since
+            booked[owners[id(one)]] += alike + a_token * held
 
     def _book(self, request: Request, seconds: float) -> None:
         self.seconds_of[self.owners[id(request)]] += seconds
