@@ -151,19 +151,23 @@ def test_a_thinned_pull_of_hours_is_read_as_a_whole_one_is(windows):
     assert windows[1].provenance["counters"] == "minute"
 
 
-def test_little_of_what_is_counted_comes(tmp_path, examples):
+@pytest.fixture(scope="module")
+def sweep_pulled(examples, tmp_path_factory):
+    """The recorded sweep pulled whole and pulled thinned, and the queries of each."""
     asked = {}
     window = open_window(examples / "vllm-sweep")
-    whole, downsampled = pulled(window, window.extent, tmp_path, asked=asked)
+    return pulled(window, window.extent, tmp_path_factory.mktemp("sweep"), asked=asked), asked
+
+
+def test_little_of_what_is_counted_comes(sweep_pulled):
+    (whole, downsampled), asked = sweep_pulled
     rows = "select count(*) from histograms"
     assert downsampled.sql(rows).item() < 0.15 * whole.sql(rows).item()
     assert len(asked["thinned"]) < len(asked["whole"])
 
 
-def test_of_few_targets_more_families_are_asked_for_in_a_query(tmp_path, examples):
-    asked = {}
-    window = open_window(examples / "vllm-sweep")
-    pulled(window, window.extent, tmp_path, asked=asked)
+def test_of_few_targets_more_families_are_asked_for_in_a_query(sweep_pulled):
+    _, asked = sweep_pulled
     ends = [query.startswith("last_over_time") for query in asked["thinned"]]
     by_hour = [sum(run) for is_end, run in groupby(ends) if is_end]
     assert by_hour[-1] == 1 < by_hour[0]  # the number of targets is unknown until the first answer

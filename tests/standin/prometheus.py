@@ -8,6 +8,7 @@ import math
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from itertools import pairwise
 from urllib.parse import parse_qs
 
@@ -43,7 +44,7 @@ def prometheus(series: Wire, asked: list[str] | None = None) -> httpx.MockTransp
     return httpx.MockTransport(handler)
 
 
-_Answer = Iterator[tuple[dict[str, str], list[tuple[float, float]]]]
+_Answer = Iterator[tuple[dict[str, str], Sequence[tuple[float, float]]]]
 
 
 def _raw(series: Wire, form: Mapping[str, str]) -> _Answer:
@@ -76,14 +77,17 @@ def _ranged(series: Wire, form: Mapping[str, str]) -> _Answer:
 
 
 def _selected(series: Wire, selector: str) -> _Answer:
-    matchers = re.findall(r'(\w+)=~?"((?:[^"\\]|\\.)*)"', selector)
+    found = re.findall(r'(\w+)=~?"((?:[^"\\]|\\.)*)"', selector)
+    matchers = [(name, re.compile(pattern.replace("\\\\", "\\"))) for name, pattern in found]
     for key, values in series.items():
-        labels = json.loads(key)
-        if all(
-            re.fullmatch(pattern.replace("\\\\", "\\"), labels.get(name, ""))
-            for name, pattern in matchers
-        ):
-            yield labels, list(values)
+        labels = _labels(key)
+        if all(pattern.fullmatch(labels.get(name, "")) for name, pattern in matchers):
+            yield labels, values
+
+
+@cache
+def _labels(key: str) -> dict[str, str]:
+    return json.loads(key)
 
 
 def _inside(values: Sequence[tuple[float, float]], end: float, length: float):
