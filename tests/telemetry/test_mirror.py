@@ -45,14 +45,21 @@ def local(tmp_path_factory):
     return a_window(tmp_path_factory.mktemp("s3"), 100)
 
 
+@pytest.fixture(scope="module")
+def files(server):
+    """The files of the server, whatever a test says in its environment."""
+    endpoint, key, secret = (server[name] for name in SERVER[:3])
+    how = {"endpoint_url": endpoint, "key": key, "secret": secret}
+    return s3fs.S3FileSystem(**how, skip_instance_cache=True, use_listings_cache=False)
+
+
 @pytest.fixture
-def bucket(server, monkeypatch, tmp_path):
+def bucket(server, files, monkeypatch, tmp_path):
     """An empty bucket, and a machine that has read nothing yet."""
     for name, value in server.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "machine"))
     (tmp_path / "machine").mkdir()
-    files = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
     if files.exists("capacity"):
         files.rm("capacity", recursive=True)
     files.mkdir("capacity")
