@@ -28,6 +28,8 @@ LONGEST = (
     *("test_notebooks", "test_report", "test_unattended", "test_collector", "test_nights"),
     *("test_by_hour", "test_report_browser", "test_lab_browser", "test_mirror", "test_rolled_up"),
     *("test_forecast_shared", "test_capacity_truth", "test_on_ray", "test_wheel"),
+    *("test_tenant_truth", "test_short_parts", "test_fuzz", "test_prometheus_thinned"),
+    *("test_fleet_truth", "test_unloaded"),
 )
 
 
