@@ -5,6 +5,7 @@ import json
 import re
 from datetime import timedelta
 
+import altair as alt
 import polars as pl
 import pytest
 from answer_by_hand import ANSWER, COSTS, STEPS, analysis, answer, estimate
@@ -29,7 +30,7 @@ from vllm_capacity.figures.series import POINTS_AT_MOST
 from vllm_capacity.plan import Plan
 from vllm_capacity.render import charts
 from vllm_capacity.render.charts import theme
-from vllm_capacity.render.report import HOVER, NOTEBOOK_WIDTH
+from vllm_capacity.render.report import CHART_NOTES, HOVER, NOTEBOOK_WIDTH
 from vllm_capacity.render.report.vega import page_chart
 from vllm_capacity.render.sections.definitions import DEFINITIONS
 
@@ -365,3 +366,21 @@ def test_lab_shows_its_own_paper_under_a_chart_in_every_theme():
 @pytest.mark.parametrize("color", [theme.GRID, theme.SHADE, theme.INK, theme.SOFT, theme.PAPER])
 def test_what_is_no_data_has_the_page_s_color_else_lab_s_else_one_of_its_own(color):
     assert re.fullmatch(r"var\(--\w+, var\(--jp-[\w-]+, #\w{6}\)\)", color)
+
+
+@each_chart
+def test_report_run_shows_what_was_validated_here(name):
+    assert theme.page_bundle(CHARTS[name](FULL, PLAN)) == theme.for_page(spec_of(name))
+
+
+@pytest.mark.parametrize(
+    ("usermeta", "is_shown"),
+    [
+        pytest.param({CHART_NOTES: {}}, True, id="ours is valid: every one of them is tested"),
+        pytest.param({}, False, id="an analyst's is validated when it is shown"),
+    ],
+)
+def test_report_run_validates_charts_that_are_not_ours(usermeta, is_shown):
+    chart = alt.Chart(pl.DataFrame({"a": [1]}), usermeta=usermeta).mark_point().encode(x="a:Q")
+    chart["height"] = "tall"
+    assert bool(theme.page_bundle(chart)) is is_shown

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from textwrap import wrap
-from typing import Literal
+from typing import Any, Literal
 
 import altair as alt
 import polars as pl
 
 from vllm_capacity.render.charts import theme
 from vllm_capacity.render.charts.theme import VegaSpec
-from vllm_capacity.render.report import HOVER, NOTEBOOK_WIDTH
+from vllm_capacity.render.report import CHART_NOTES, HOVER, NOTEBOOK_WIDTH
 from vllm_capacity.render.tables import ROWS_AT_MOST
 
 Chart = alt.TopLevelMixin
@@ -51,40 +51,29 @@ class Panel:
         height: int = HEIGHT,
     ) -> Chart:
         """The layers as one chart, with its caption and the table behind it."""
-        return self._placed(
-            alt.layer(*layers),
-            height=height,
-            title=alt.TitleParams(text=self.title, subtitle=_lines(caption)),
-            notes={"table": table},
-        )
+        title = alt.TitleParams(text=self.title, subtitle=_lines(caption))
+        return alt.layer(*layers, **self._place(height, title, {"table": table}))
 
     def empty(self, reason: str) -> Chart:
         """A placeholder for a chart without data: the reason, a sentence."""
         lines = _lines(reason)
-        text = (
-            alt.Chart(pl.DataFrame({"reason": ["\n".join(lines)]}))
+        height, title = _REASON_PIXELS * len(lines), alt.TitleParams(text=self.title)
+        frame = pl.DataFrame({"reason": ["\n".join(lines)]})
+        placed: Chart = (
+            alt.Chart(frame, **self._place(height, title, {"empty": reason}))
             .mark_text(align="left", baseline="top", color=theme.SOFT, fontSize=14, lineBreak="\n")
-            .encode(x=alt.value(0), y=alt.value(0), text=alt.Text("reason:N"))
-        )
-        title, height = alt.TitleParams(text=self.title), _REASON_PIXELS * len(lines)
-        return self._placed(text, height=height, title=title, notes={"empty": reason})
-
-    def _placed(
-        self,
-        chart: alt.Chart | alt.LayerChart | alt.FacetChart,
-        *,
-        height: int,
-        title: alt.TitleParams,
-        notes: VegaSpec,
-    ) -> Chart:
-        own = {"definition": self.definition, "half": self.half, **notes}
-        placed: Chart = chart.properties(
-            width=NOTEBOOK_WIDTH,
-            height=height,
-            title=title,
-            usermeta={"vllm_capacity": own},
+            .encode(x=x_at(0), y=y_at(0), text=alt.Text("reason:N"))
         )
         return placed
+
+    def _place(self, height: int, title: alt.TitleParams, notes: VegaSpec) -> dict[str, Any]:
+        """The properties of a chart of this panel.
+
+        Given when a chart is made: `properties` would copy all its layers, and validate each again.
+        """
+        own = {"definition": self.definition, "half": self.half, **notes}
+        usermeta = {CHART_NOTES: own}
+        return {"width": NOTEBOOK_WIDTH, "height": height, "title": title, "usermeta": usermeta}
 
 
 @dataclass(frozen=True)
@@ -129,6 +118,16 @@ class Label:
     dx: float = 0
 
 
+def x_at(pixels: float | alt.ExprRef) -> alt.XValue:
+    """A fixed place from the left; `alt.value` costs a hash of all Vega-Lite's schema each time."""
+    return alt.XValue(pixels)  # type: ignore[no-untyped-call]
+
+
+def y_at(pixels: float) -> alt.YValue:
+    """A fixed place from the top, as `x_at`."""
+    return alt.YValue(pixels)  # type: ignore[no-untyped-call]
+
+
 def labelled(
     base: alt.Chart, label: Label, *, color: str, x: alt.X | None, y: alt.Y
 ) -> list[alt.Chart]:
@@ -137,7 +136,7 @@ def labelled(
     Without `x`, the text stands at the edge that it is aligned to.
     """
     edge = alt.ExprRef("width") if label.align == "right" else 0
-    at = alt.value(edge) if x is None else x
+    at = x_at(edge) if x is None else x
     encoded = base.encode(x=at, y=y, text=alt.Text("name:N"))
     baseline: Literal["top", "bottom"] = "top" if label.below else "bottom"
     dy = 6 if label.below else -4
@@ -168,9 +167,10 @@ def pointer(
     near = alt.selection_point(
         name=f"{HOVER}_near", nearest=True, on="pointerover", fields=[key], empty=False
     )
+    is_near = [{"param": near.name, "value": shown, "empty": False}]
     seen: alt.Chart = (
         marks.encode(
-            opacity=alt.when(near).then(alt.value(shown)).otherwise(alt.value(0)),
+            opacity=alt.OpacityValue(0, condition=is_near),
             tooltip=list(tips),
         )
         .add_params(near)
@@ -302,6 +302,6 @@ def _bar_text(rows: pl.DataFrame, y: alt.Y, *, color: str) -> alt.Chart:
     made: alt.Chart = (
         alt.Chart(rows.select("lines", "text_at"))
         .mark_text(align="left", baseline="top", dy=3, color=color, lineBreak="\n")
-        .encode(x=alt.value(-theme.LEFT_PIXELS), y=y, text=alt.Text("lines:N"))
+        .encode(x=x_at(-theme.LEFT_PIXELS), y=y, text=alt.Text("lines:N"))
     )
     return made

@@ -15,6 +15,7 @@ from vllm_capacity.render.charts.base import (
     rounded,
     table_of,
     tips_of,
+    y_at,
 )
 from vllm_capacity.render.numbers import number, seconds, usd
 from vllm_capacity.render.prose import captions
@@ -151,5 +152,5 @@ def _target(found: Interactivity) -> list[alt.Chart]:
     text = base.mark_text(align="right", baseline="top", dx=-4, dy=4, color=theme.LIMIT)
     return [
         base.mark_rule(color=theme.LIMIT, strokeDash=[6, 3], strokeWidth=1.5),
-        text.encode(y=alt.value(0), text=alt.Text("name:N")),
+        text.encode(y=y_at(0), text=alt.Text("name:N")),
     ]

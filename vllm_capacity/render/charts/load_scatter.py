@@ -23,6 +23,7 @@ from vllm_capacity.render.charts.base import (
     Tip,
     is_all_zero,
     rounded,
+    y_at,
 )
 from vllm_capacity.render.charts.time import time_tooltip, timed, with_milliseconds
 from vllm_capacity.render.numbers import number, percent, plural
@@ -220,5 +221,5 @@ def _limit_rule(at: float, name: str, *, is_right: bool) -> list[alt.Chart]:
     )
     return [
         base.mark_rule(color=theme.SOFT, strokeDash=[2, 3]),
-        text.encode(y=alt.value(0), text=alt.Text("name:N")),
+        text.encode(y=y_at(0), text=alt.Text("name:N")),
     ]

@@ -24,6 +24,7 @@ from vllm_capacity.render.charts.base import (
     clock,
     rounded,
     table_of,
+    x_at,
 )
 from vllm_capacity.render.charts.time import (
     START,
@@ -243,7 +244,7 @@ def _stacked(shares: pl.DataFrame, x: alt.X) -> list[alt.Chart]:
     text = alt.Chart(names).mark_text(align="left", baseline="top", dy=4, color=theme.SOFT)
     return [
         strips,
-        text.encode(x=alt.value(-theme.LEFT_PIXELS), y=y, text=alt.Text("engine:N")),
+        text.encode(x=x_at(-theme.LEFT_PIXELS), y=y, text=alt.Text("engine:N")),
     ]
 
 

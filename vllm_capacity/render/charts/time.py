@@ -23,6 +23,7 @@ from vllm_capacity.render.charts.base import (
     labelled,
     pointer,
     rounded,
+    y_at,
 )
 from vllm_capacity.render.charts.zone import UTC_CLOCK, clock_of_charts
 from vllm_capacity.timerange import TimeRange
@@ -246,7 +247,7 @@ def unscraped(steps: pl.DataFrame, x: alt.X) -> list[alt.Chart]:
     text = base.mark_text(align="left", baseline="top", dx=3, dy=3, color=theme.SOFT)
     return [
         base.mark_rect(color=theme.SHADE).encode(x2=alt.X2("t_end")),
-        text.encode(y=alt.value(0), text=alt.Text("name:N")),
+        text.encode(y=y_at(0), text=alt.Text("name:N")),
     ]
 
 
@@ -260,5 +261,5 @@ def restarts(steps: pl.DataFrame, x: alt.X) -> list[alt.Chart]:
     text = base.mark_text(align="left", baseline="bottom", dx=3, dy=-3, color=theme.INK)
     return [
         base.mark_rule(color=theme.INK, strokeDash=[2, 2]),
-        text.encode(y=alt.value(HEIGHT), text=alt.Text("name:N")),
+        text.encode(y=y_at(HEIGHT), text=alt.Text("name:N")),
     ]

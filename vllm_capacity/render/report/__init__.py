@@ -16,6 +16,7 @@ JsonObject = Mapping[str, Any]
 RENDERER_VARIABLE = "VLLM_CAPACITY_RENDERER"  # set to "page" in a report's kernel
 ELEMENT_MIME = "application/vnd.vllm-capacity.piece.v1+json"
 CHART_MIME = "application/vnd.vegalite.v6+json"
+CHART_NOTES = "vllm_capacity"  # key of a chart's `usermeta`: its table, definition and place
 VEGALITE_VERSION = "6.4"
 HOVER = "hover"  # name prefix of layers and parameters for the pointer; stills omit them
 NOTEBOOK_WIDTH = 760  # numeric: "container" freezes a JupyterLab tab

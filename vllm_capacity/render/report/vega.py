@@ -21,6 +21,7 @@ from typing import Any
 from vllm_capacity.errors import SourceError
 from vllm_capacity.render.report import (
     CHART_MIME,
+    CHART_NOTES,
     HOVER,
     STILL_WIDTH,
     VEGALITE_VERSION,
@@ -89,7 +90,7 @@ def page_chart(given: JsonObject, number: int) -> PageChart:
     title = spec.pop("title", None) or {}
     if isinstance(title, str):
         title = {"text": title}
-    notes = (spec.pop("usermeta", None) or {}).get("vllm_capacity", {})
+    notes = (spec.pop("usermeta", None) or {}).get(CHART_NOTES, {})
     empty = str(notes.get("empty", ""))
     still = "" if empty else _still(spec, number)
     if _is_single(spec):  # only such a view can fill the width of its container
