@@ -3,8 +3,8 @@
 papermill only logs an unknown parameter, and pastes parameter *names* into the notebook as code. So
 names, values and assumptions are checked here, before anything runs.
 
-Why `output_path=None`: papermill otherwise writes and re-validates the whole notebook twice per
-cell, which takes most of the run. We write the page once, at the end.
+papermill reads the parameters and puts them in; nbclient runs the cells. Why papermill does not run
+them, too: it encodes the whole run notebook as JSON, even if it has no file to write it to.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from vllm_capacity.render.report import RENDERER_VARIABLE, JsonObject
 from vllm_capacity.timerange import time_zone
 
 if TYPE_CHECKING:
-    from papermill.exceptions import PapermillExecutionError
+    from nbclient.exceptions import CellExecutionError
 
 Value = int | float | str | bool | None
 Progress = Callable[[int, int], None]
@@ -46,6 +46,7 @@ _OURS = {
 _OPTIONAL = re.compile(r"(?:typing\.)?Optional\[(\w+)\]")
 _TRUE = frozenset({"true", "yes", "1", "on"})
 _FALSE = frozenset({"false", "no", "0", "off"})
+_ENDS_WELL = ("", "0")  # exit codes with which a cell may end the notebook, as in papermill
 _NONE = frozenset({"", "none", "null"})
 _TYPES: dict[str, type] = {"int": int, "float": float, "str": str, "bool": bool}
 
@@ -132,40 +133,37 @@ def executed_notebook(
     InputError that names the cell.
     """
     import papermill
-    from nbclient.exceptions import DeadKernelError
-    from papermill.exceptions import PapermillExecutionError
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, DeadKernelError
 
-    done = 0
-
-    def cell_done(cell: JsonObject, **_: object) -> None:
-        nonlocal done
-        done += 1
-        seen(cell)
-        progress(done, total)
-
-    total = sum(cell["cell_type"] == "code" for cell in read_cells(notebook))
-    total += bool(parameters)  # papermill adds a cell for them
-    progress(0, total)
+    prepared = papermill.execute_notebook(
+        str(notebook), None, parameters=dict(parameters), progress_bar=False, prepare_only=True
+    )
+    codes = [(index, cell) for index, cell in enumerate(prepared.cells) if _is_code(cell)]
+    progress(0, len(codes))
     with _page_renderer(), _own_sockets() as sockets:
+        client = NotebookClient(
+            prepared,
+            timeout=_CELL_SECONDS,
+            raise_on_iopub_timeout=True,
+            force_raise_errors=True,
+            config=sockets,
+            shutdown_kernel="immediate",  # a graceful one writes errors to our stderr
+        )
         try:
-            ran = papermill.execute_notebook(
-                str(notebook),
-                None,
-                parameters=dict(parameters),
-                progress_bar=False,
-                execution_timeout=_CELL_SECONDS,
-                on_cell_executed=cell_done,
-                config=sockets,
-                shutdown_kernel="immediate",  # a graceful one writes errors to our stderr
-            )
-        except PapermillExecutionError as error:
-            raise _as_ours(error, notebook) from None
+            with client.setup_kernel():
+                for done, (index, cell) in enumerate(codes, start=1):
+                    seen(client.execute_cell(cell, index))
+                    progress(done, len(codes))
+        except CellExecutionError as error:
+            if error.ename != "SystemExit" or error.evalue not in _ENDS_WELL:
+                raise _as_ours(error, index, notebook) from None
         except DeadKernelError:
             raise InputError(
                 f"{notebook.name}: its Python process died, perhaps because it ran out of memory. "
                 "Try a shorter part of the window (-p start=…, -p end=…)."
             ) from None
-    return Executed(tuple(ran.cells), _title(ran.cells, notebook))
+    return Executed(tuple(prepared.cells), _title(prepared.cells, notebook))
 
 
 def read_cells(notebook: Path) -> list[JsonObject]:
@@ -209,13 +207,15 @@ def _own_sockets() -> Iterator[Config]:
         yield Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"})
 
 
-def _as_ours(error: PapermillExecutionError, notebook: Path) -> errors.CapacityError:
+def _is_code(cell: JsonObject) -> bool:
+    return bool(cell["cell_type"] == "code")
+
+
+def _as_ours(error: CellExecutionError, index: int, notebook: Path) -> errors.CapacityError:
     lines = str(error.evalue).strip().splitlines() or ["no message"]
     if error.ename in _OURS:
         return _OURS[error.ename](lines[0])
-    return InputError(
-        f"{notebook.name} stopped in cell {error.cell_index}: {error.ename}: {lines[0]}"
-    )
+    return InputError(f"{notebook.name} stopped in cell {index}: {error.ename}: {lines[0]}")
 
 
 def _title(cells: Sequence[JsonObject], notebook: Path) -> str:
