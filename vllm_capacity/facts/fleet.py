@@ -20,8 +20,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate, Kind
 from vllm_capacity.facts.prices import find_price, given_price
@@ -146,6 +144,8 @@ def _csv_rows(text: str, path: Path) -> list[Mapping[str, Any]]:
 
 
 def _yaml_rows(text: str, path: Path) -> list[Mapping[str, Any]]:
+    import yaml  # slow to import, and few commands are given such a file
+
     try:
         rows = yaml.safe_load(text)
     except RecursionError:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 
 import numpy as np
 import polars as pl
@@ -59,6 +59,7 @@ _STRETCH_COLUMNS = (
 _BASIS = "engine time fitted to ITL and prefill times"
 _SEED, _DRAWS = 18, 200
 _STRETCH_SECONDS, _MOST_STRETCHES = 60.0, 300
+_ROUNDING = 1e-9  # a smaller slope of the error may be rounding
 _LEAST_STRETCHES, _LEAST_PREFILLS = 5, 30
 _STRETCHES_SIGMA, _INDEPENDENT = 0.05, 15  # correlated errors: so many are independent
 _PREFILL_SIGMA, _PREFILL_SIGMA_SHARED, _PREFILL_SIGMA_MOST = 0.03, 0.4, 0.3
@@ -178,23 +179,33 @@ def engine_time(found: pl.DataFrame, prefills: Prefills | None) -> EngineTime | 
     computing = found.with_columns(pl.col(prompts) * prefills.computed_ratio)
     columns = {name: computing[name].to_numpy() for name in found.columns[2:]}
     rng = np.random.default_rng(_SEED)
-    best = _shares(columns, _fitted(columns, prefills))
-    draws = [_drawn(columns, prefills, rng) for _ in range(_DRAWS)]
-    return EngineTime(best, np.array(draws), found)
+    law = _fitted(columns, prefills)
+    draws = [_drawn(columns, prefills, rng, law) for _ in range(_DRAWS)]
+    return EngineTime(_shares(columns, law), np.array(draws), found)
 
 
-def _drawn(columns: dict[str, Floats], prefills: Prefills, rng: np.random.Generator) -> Floats:
+def _drawn(
+    columns: dict[str, Floats], prefills: Prefills, rng: np.random.Generator, law: Floats
+) -> Floats:
     count = len(columns["steps"])
     some = rng.integers(0, count, count)
     resampled = {name: values[some] for name, values in columns.items()}
     noise = float(rng.normal()), float(rng.normal())
-    return _shares(columns, _fitted(resampled, prefills, noise))
+    return _shares(columns, _fitted(resampled, prefills, noise, like=law))
 
 
 def _fitted(
-    columns: dict[str, Floats], prefills: Prefills, noise: tuple[float, float] = (0.0, 0.0)
+    columns: dict[str, Floats],
+    prefills: Prefills,
+    noise: tuple[float, float] = (0.0, 0.0),
+    *,
+    like: Floats | None = None,
 ) -> Floats:
-    """F, a, b and c by least squares of relative errors, none below 0."""
+    """F, a, b and c by least squares of relative errors, none below 0.
+
+    With `like`, a similar fit's result, that one's unknowns above 0 are tried first: no other
+    result, only a quicker one.
+    """
     itl, running = columns["itl_seconds"], columns["running"]
     prompts, kv = columns["prompt_tokens_per_step"], columns["kv_cache_ratio"]
     output = columns["output_tokens"]
@@ -211,30 +222,36 @@ def _fitted(
     wanted = np.concatenate([weights, [target, 0.0]])
     scale = np.abs(matrix).max(axis=0)
     scale[scale == 0] = 1.0
-    return np.asarray(_least_squares(matrix / scale, wanted) / scale, dtype=np.float64)
+    likely = () if like is None else tuple(np.flatnonzero(like).tolist())
+    return np.asarray(_least_squares(matrix / scale, wanted, likely) / scale, dtype=np.float64)
 
 
-def _least_squares(matrix: Floats, wanted: Floats) -> Floats:
+def _least_squares(matrix: Floats, wanted: Floats, likely: tuple[int, ...] = ()) -> Floats:
     """Exact non-negative least squares: the best of the solutions for all subsets of unknowns.
 
     The optimum is the unconstrained one of the unknowns that are not 0 in it, and four have only 15
-    subsets. Why not scipy's `nnls`: it is used for every bill, and the import takes as long as the
-    rest of it.
+    subsets. The `likely` one is tried first. A solution is the only optimum, and ends the search,
+    if more of any unknown that is 0 in it would raise the error. Why not scipy's `nnls`: it is used
+    for every bill, and the import takes as long as the rest of it.
     """
     unknowns = matrix.shape[1]
     orthogonal, reduced = np.linalg.qr(matrix)
     aim = orthogonal.T @ wanted
     best, least = np.zeros(unknowns), math.inf
-    for count in range(unknowns, 0, -1):
-        for own in combinations(range(unknowns), count):
-            part = reduced[:, own]
-            found = np.linalg.lstsq(part, aim, rcond=None)[0]
-            missed = float(((part @ found - aim) ** 2).sum())
-            if missed < least and found.min() >= 0:
-                best, least = np.zeros(unknowns), missed
-                best[list(own)] = found
-        if count == unknowns and least < math.inf:
-            break  # an unconstrained solution cannot be beaten
+    sizes = range(unknowns, 0, -1)
+    subsets = (own for count in sizes for own in combinations(range(unknowns), count))
+    for own in chain((likely,) if likely else (), subsets):
+        part = reduced[:, own]
+        found = np.linalg.lstsq(part, aim, rcond=None)[0]
+        error = part @ found - aim
+        missed = float((error**2).sum())
+        if missed < least and found.min() >= 0:
+            best, least = np.zeros(unknowns), missed
+            best[list(own)] = found
+            if (error @ reduced)[best == 0].min(initial=math.inf) > _ROUNDING:
+                break
+            if own is likely:
+                least = math.inf  # of equally good ones, the first in order counts
     return best
 
 
