@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cache, cached_property
+from functools import cached_property
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
@@ -43,7 +43,7 @@ from vllm_capacity.timerange import TimeRange
 FROM_HOURS = 6.0
 """A longer range is read by the hour, a shorter one row by row."""
 
-_LAYOUT = 2  # the version of what a piece leaves behind
+_VERSION, _LAYOUT = version("vllm-capacity"), 2  # of the code, and of what a piece leaves behind
 _HASH_DIGITS = 24
 OF_ALL_ROWS = ("relabelled",)  # also depends on the rows between first and last
 _SMALL = ("series", "intake")
@@ -180,14 +180,9 @@ def key_of(piece: Piece, base: str, digests: Digests) -> str:
     made_of = (
         *(file.sha256 or digests[file.name] for file in piece.files),
         *(end.isoformat() for end in (piece.time_range.start, piece.time_range.end)),
-        *(base, _own_version(), str(_LAYOUT), *STEP_SCHEMA),
+        *(base, _VERSION, str(_LAYOUT), *STEP_SCHEMA),
     )
     return f"{piece.hour}.{hashlib.sha256(' '.join(made_of).encode()).hexdigest()[:_HASH_DIGITS]}"
-
-
-@cache
-def _own_version() -> str:
-    return version("vllm-capacity")
 
 
 def base_in(before: Entry | None) -> Base:

@@ -416,7 +416,8 @@ def restarts(window: Window, *, time_range: TimeRange | None = None) -> list[Res
     for instance, before, after in window.named_sql("figures", "run_starts").iter_rows():
         falls.setdefault(instance, []).append((before, after))
     found: list[Restart] = []
-    lives = {str(name): own for (name,), own in _lives(window).group_by("instance")}
+    known = _lives(window).drop_nulls("started").sort("instance", "life")
+    lives = {str(name): own for (name,), own in known.group_by("instance")}
     for instance in sorted({*falls, *lives}):
         fallen = falls.get(instance, [])
         own = lives.get(instance)
@@ -429,18 +430,18 @@ def restarts(window: Window, *, time_range: TimeRange | None = None) -> list[Res
 
 def doubtful_addresses(window: Window) -> dict[str, str]:
     """The targets whose start times do not give an order of processes, and why (processes.py)."""
-    lives = processes.process_lives(*_starts(window)).drop_nulls("doubt")
+    lives = _lives(window).drop_nulls("doubt")
     return dict(lives.select("instance", "doubt").iter_rows())
 
 
 def _lives(window: Window) -> pl.DataFrame:
-    """The processes of each target that report when they started (telemetry/processes.py)."""
-    return processes.process_lives(*_starts(window)).drop_nulls("started").sort("instance", "life")
+    """The processes of each target, by the start times that they report (processes.py)."""
 
+    def found() -> pl.DataFrame:
+        starts, series = (window.named_sql("figures", n) for n in ("process_starts", "series"))
+        return processes.process_lives(starts, series)
 
-def _starts(window: Window) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The start times that processes reported, and their series."""
-    return window.named_sql("figures", "process_starts"), window.named_sql("figures", "series")
+    return window.remembered(_lives, found)
 
 
 def _process_restarts(

@@ -7,10 +7,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ class Window:
     database: Database
     pin: Pin
     answers: dict[object, pl.DataFrame] | None = None
-    """Cached answers of shipped queries, if they are cached (`remembering`)."""
+    """Answers of shipped queries and frames derived from them, if kept (`remembering`)."""
 
     @property
     def path(self) -> Path:
@@ -111,11 +111,15 @@ class Window:
 
     def named_sql(self, package: str, name: str, **params: object) -> pl.DataFrame:
         """The result of a shipped query (`package`/sql/`name`.sql), cached if `remembering`."""
-        if self.answers is None:
-            return self.shipped_sql(package, name, params)
         key = (package, name, repr(sorted(params.items())))
+        return self.remembered(key, partial(self.shipped_sql, package, name, params))
+
+    def remembered(self, key: object, make: Callable[[], pl.DataFrame]) -> pl.DataFrame:
+        """The frame that `make` derives from this window, made only once if `remembering`."""
+        if self.answers is None:
+            return make()
         if key not in self.answers:
-            self.answers[key] = self.shipped_sql(package, name, params)
+            self.answers[key] = make()
         return self.answers[key]
 
     def shipped_sql(self, package: str, name: str, params: Mapping[str, object]) -> pl.DataFrame:
