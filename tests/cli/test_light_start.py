@@ -72,3 +72,14 @@ def test_a_bill_waits_for_no_optimizer_and_no_http_client():
     program = IMPORTED.format(code=code, heavy=("scipy.optimize", "scipy.stats", "altair", "httpx"))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stdout.split()) == (0, [])
+
+
+def test_nothing_is_searched_for_cycles_at_exit():
+    program = (
+        "import atexit, gc, sys\n"
+        "atexit.register(lambda: print(gc.get_freeze_count() > 0))\n"
+        "sys.argv = ['vllm-capacity', 'windows']\n"
+        "from vllm_capacity.cli import main\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()[-1:]) == (0, ["True"])

@@ -271,6 +271,12 @@ def test_report_before_is_named_after_its_page_was_replaced(both_halves, second_
             id="a failing cell, in one line",
         ),
         pytest.param(
+            "raise SystemExit(3)",
+            InputError,
+            r"asked.ipynb stopped in cell 1: SystemExit: 3$",
+            id="an exit code that says it failed",
+        ),
+        pytest.param(
             "from vllm_capacity import open_window; open_window('nowhere')",
             WindowError,
             r"No window 'nowhere'",
@@ -289,6 +295,11 @@ def test_failed_run_is_told_and_writes_nothing(report, notebook, tmp_path, sourc
     with pytest.raises(error, match=output):
         report(notebook(source))
     assert written(tmp_path) == []
+
+
+@pytest.mark.parametrize("end", ["raise SystemExit", "raise SystemExit(0)"])
+def test_a_cell_may_end_the_notebook(report, notebook, end):
+    assert "as far as here" in report(notebook(f"print('as far as here')\n{end}")).read_text()
 
 
 def test_failed_run_leaves_the_page_before_it(report, notebook, tmp_path):

@@ -1,5 +1,6 @@
 from datetime import UTC, datetime
 
+import polars as pl
 import pytest
 
 from vllm_capacity.errors import InputError, WindowError
@@ -39,3 +40,22 @@ def test_a_part_is_clamped_to_the_capture(sweep):
 def test_a_part_outside_the_capture_is_an_error(sweep):
     with pytest.raises(InputError, match="does not overlap"):
         sweep.clamp(None, datetime(2020, 1, 1, tzinfo=UTC))
+
+
+@pytest.mark.parametrize(
+    ("is_remembering", "times"),
+    [
+        pytest.param(True, 1, id="once by a window that remembers"),
+        pytest.param(False, 2, id="each time by another"),
+    ],
+)
+def test_a_derived_frame_is_made(sweep, is_remembering, times):
+    made = []
+
+    def make():
+        made.append(pl.DataFrame({"place": [len(made)]}))
+        return made[-1]
+
+    window = sweep.remembering() if is_remembering else sweep
+    found = [window.remembered("places", make) for _ in range(2)]
+    assert (len(made), found[-1] is made[-1]) == (times, True)
