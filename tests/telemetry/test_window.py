@@ -57,5 +57,5 @@ def test_a_derived_frame_is_made(sweep, is_remembering, times):
         return made[-1]
 
     window = sweep.remembering() if is_remembering else sweep
-    found = [window.remembered("places", make) for _ in range(2)]
+    found = [window.derived("tests", "places", make) for _ in range(2)]
     assert (len(made), found[-1] is made[-1]) == (times, True)

@@ -441,7 +441,7 @@ def _lives(window: Window) -> pl.DataFrame:
         starts, series = (window.named_sql("figures", n) for n in ("process_starts", "series"))
         return processes.process_lives(starts, series)
 
-    return window.remembered(_lives, found)
+    return window.derived("figures", "process_lives", found)
 
 
 def _process_restarts(

@@ -56,7 +56,7 @@ class Window:
     database: Database
     pin: Pin
     answers: dict[object, pl.DataFrame] | None = None
-    """Answers of shipped queries and frames derived from them, if kept (`remembering`)."""
+    """Cached answers of shipped queries and frames derived from them, if cached (`remembering`)."""
 
     @property
     def path(self) -> Path:
@@ -112,10 +112,15 @@ class Window:
     def named_sql(self, package: str, name: str, **params: object) -> pl.DataFrame:
         """The result of a shipped query (`package`/sql/`name`.sql), cached if `remembering`."""
         key = (package, name, repr(sorted(params.items())))
-        return self.remembered(key, partial(self.shipped_sql, package, name, params))
+        return self._remembered(key, partial(self.shipped_sql, package, name, params))
 
-    def remembered(self, key: object, make: Callable[[], pl.DataFrame]) -> pl.DataFrame:
-        """The frame that `make` derives from this window, made only once if `remembering`."""
+    def derived(self, package: str, name: str, make: Callable[[], pl.DataFrame]) -> pl.DataFrame:
+        """The frame of that name that `make` derives from answers, cached like them."""
+        return self._remembered((package, name, ""), make)
+
+    def _remembered(
+        self, key: tuple[str, str, str], make: Callable[[], pl.DataFrame]
+    ) -> pl.DataFrame:
         if self.answers is None:
             return make()
         if key not in self.answers:
