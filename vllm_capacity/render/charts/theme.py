@@ -145,7 +145,7 @@ def enable() -> None:
     """Set up Altair: our theme, and the renderer for the current environment.
 
     In a report run a chart is validated when it is shown, instead of each part when it is created;
-    ours is not validated at all.
+    our own charts are not validated again.
     """
     alt.theme.enable("vllm-capacity")
     alt.renderers.register("vllm-capacity-page", for_page)
