@@ -490,7 +490,12 @@ class Analysis:
     @property
     def billed_use(self) -> BilledUse:
         """The inputs of the bill other than prices: enough to remake it at others."""
-        return billed_use(self.engines, self.bill_parts, lost_reason=self._lost_reason)
+        return billed_use(
+            self.engines,
+            self.bill_parts,
+            pricing=self.assumptions.pricing,
+            lost_reason=self._lost_reason,
+        )
 
     def _charged(self, found: Bill) -> Bill:
         return charged(found, self._lost_reason)

@@ -51,7 +51,8 @@ def rate_of(row: Mapping[str, object], pricing: Pricing) -> Rate:
     """The GPUs and the price of an engine, a row with instance, billed_start and billed_end."""
     if not pricing.rules:
         price = pricing.usd_per_gpu_hour or Estimate.unknown(NO_PRICE)
-        return Rate(pricing.gpus_per_engine, price)
+        host = None if pricing.row is None else pricing.row.host
+        return Rate(pricing.gpus_per_engine, price, host)
     start, end = row["billed_start"], row["billed_end"]
     billed = TimeRange(start, max(end, start + timedelta(microseconds=1)))  # type: ignore[arg-type, operator, call-overload]
     return rate_in_force(pricing.rules, str(row["instance"]), billed)
@@ -115,7 +116,8 @@ def engine_parts(
 class Billed:
     """One engine's part of a bill: its billed time, price, use and capacity.
 
-    `model` is None if the engine named none, or if the page that kept it is of an earlier release.
+    `model` is None if the engine named none, `host` (who rents out its GPUs) if the price names
+    none; both are None in a page of an earlier release.
     """
 
     instance: str
@@ -125,6 +127,7 @@ class Billed:
     usd_per_gpu_hour: Estimate
     capacity: Estimate
     model: str | None = None
+    host: str | None = None
 
     @property
     def as_paid(self) -> CostShare:
@@ -182,7 +185,7 @@ class BilledUse:
 
 
 def billed_use(
-    engines: pl.DataFrame, parts: Mapping[str, CostShare], *, lost_reason: str
+    engines: pl.DataFrame, parts: Mapping[str, CostShare], *, pricing: Pricing, lost_reason: str
 ) -> BilledUse:
     """The data to keep of a bill: its parts, with the times of the engines (figures/scrapes.py)."""
     rows = {engine_name(row): row for row in engines.iter_rows(named=True)}
@@ -195,6 +198,7 @@ def billed_use(
             part.usd_per_gpu_hour,
             part.capacity_output_tokens_per_second,
             rows[name]["model_name"],
+            rate_of(rows[name], pricing).host,
         )
         for name, part in parts.items()
     }

@@ -165,6 +165,31 @@ def test_focus_costs_are_prices_times_quantities(replicas):
         assert price * quantity == pytest.approx(float(row["ListCost"]))
 
 
+@pytest.mark.parametrize(
+    ("price", "host"),
+    [
+        pytest.param("lambda A100-40GB x8", "Lambda", id="a row names its provider"),
+        pytest.param("SemiAnalysis H100 neocloud", "", id="a model of costs rents out nothing"),
+        pytest.param(1.64, "", id="a number does not say whose it is"),
+    ],
+)
+def test_focus_names_the_host_of_a_price_row(price, host):
+    found = rows(export(analysis("vllm-two-replicas", price), "focus"))
+    assert {each["HostProviderName"] for each in found} == {host}
+    assert {each["ServiceProviderName"] for each in found} == {"Self-hosted vLLM"}
+
+
+def test_focus_names_the_host_of_each_engine(tmp_path):
+    mapping = tmp_path / "prices.yaml"
+    mapping.write_text(
+        "- {instance: r0, price: lambda A100-40GB x8}\n- {instance: r1, usd_per_hour: 1.64}\n"
+    )
+    mapped = Assumptions(pricing(price_rules=mapping))
+    found = rows(export(Analysis.of(open_window("vllm-two-replicas"), assumptions=mapped), "focus"))
+    hosts = {each["ResourceId"]: each["HostProviderName"] for each in found}
+    assert hosts == {"r0/0": "Lambda", "r1/0": ""}
+
+
 def test_focus_without_a_price_is_refused(unpriced):
     with pytest.raises(InputError, match="no price given"):
         export(unpriced, "focus")

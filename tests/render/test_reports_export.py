@@ -244,6 +244,11 @@ def test_each_model_of_a_page_has_its_own_price(tmp_path):
     assert {each["x_ModelId"] for each in rows(folder, "focus")} == set(several.line.models)
 
 
+def test_a_page_keeps_who_rents_out_its_gpus(tmp_path):
+    folder = write(tmp_path / "r", on(report("lambda A100-40GB x8"), FIRST))
+    assert {each["HostProviderName"] for each in rows(folder, "focus")} == {"Lambda"}
+
+
 def test_an_engine_without_a_model_has_that_of_its_page(tmp_path, priced):
     engines = {name: replace(each, model=None) for name, each in priced.use.engines.items()}
     old = replace(priced, use=replace(priced.use, engines=engines))

@@ -35,7 +35,8 @@ class Rule:
     """One rule of a mapping file; times are aware UTC, None if open.
 
     `only` are the labels that targets must have. `instances` are the targets that have them, set
-    by `of_targets` once labels are known; until then such a rule covers none.
+    by `of_targets` once labels are known; until then such a rule covers none. `host` rents out the
+    GPUs: None unless the price is that of a row with a host.
     """
 
     pattern: str
@@ -45,6 +46,7 @@ class Rule:
     end: datetime | None
     only: Selector | None = None
     instances: frozenset[str] = frozenset()
+    host: str | None = None
 
     def covers(self, instance: str, at: datetime) -> bool:
         """Whether the rule applies to that instance at that time."""
@@ -60,11 +62,13 @@ class Rule:
 class Rate:
     """GPUs of an engine (the mean over its hours) and USD per GPU-hour, over a time range.
 
-    GPUs × price × hours equals the sum over the periods of the rules exactly.
+    GPUs × price × hours equals the sum over the periods of the rules exactly. `host` is who rents
+    the GPUs out; None if unknown, or if it changed.
     """
 
     gpus_per_engine: float
     usd_per_gpu_hour: Estimate
+    host: str | None = None
 
 
 def load_fleet(path: Path) -> tuple[Rule, ...]:
@@ -119,7 +123,8 @@ def _mean_rate(stretches: Sequence[tuple[float, Rule]]) -> Rate:
     hours = math.fsum(length for length, _ in stretches)
     gpu_hours = math.fsum(length * rule.gpus_per_engine for length, rule in stretches)
     if len({rule for _, rule in stretches}) == 1:
-        return Rate(stretches[0][1].gpus_per_engine, stretches[0][1].usd_per_gpu_hour)
+        only = stretches[0][1]
+        return Rate(only.gpus_per_engine, only.usd_per_gpu_hour, only.host)
     ends = [
         [getattr(rule.usd_per_gpu_hour, end) for _, rule in stretches]
         for end in ("low", "mid", "high")
@@ -133,7 +138,8 @@ def _mean_rate(stretches: Sequence[tuple[float, Rule]]) -> Rate:
     mean = Estimate.known(
         low, mid, high, f"mean over GPU-hours of: {named}", kind=Kind.GIVEN, confidence=None
     )
-    return Rate(gpu_hours / hours, mean)
+    hosts = {rule.host for _, rule in stretches}
+    return Rate(gpu_hours / hours, mean, hosts.pop() if len(hosts) == 1 else None)
 
 
 def _csv_rows(text: str, path: Path) -> list[Mapping[str, Any]]:
@@ -179,8 +185,10 @@ def _rule(row: Mapping[str, Any], where: str) -> Rule:
     gpus = _number(row.get("gpus_per_engine") or 1, "gpus_per_engine", where)
     if not 0 < gpus <= _MOST_GPUS:
         raise InputError(f"{where}: gpus_per_engine must be above 0, {_MOST_GPUS:,} at most.")
-    rate = find_price(str(price)).usd if price else _given(usd, where)
-    return Rule(str(pattern or "*"), gpus, rate, start, end, _only(match, where))
+    listed = find_price(str(price)) if price else None
+    rate = _given(usd, where) if listed is None else listed.usd
+    host = None if listed is None else listed.host
+    return Rule(str(pattern or "*"), gpus, rate, start, end, _only(match, where), host=host)
 
 
 def _only(match: object, where: str) -> Selector | None:

@@ -36,6 +36,7 @@ NO_PRICE = "no price given: give usd_per_hour, or as price a row of gpu_prices.c
 FRESH_DAYS = 183
 NO_OFFERS = ("model constant", "TCO model", "marketplace", "spot", "owned")
 """Words in a row's provider or tier that mark it as not an on-demand offer."""
+_NO_HOSTS = ("model constant", "TCO model", "marketplace")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,12 @@ class Price:
         """Whether it is an on-demand offer, not a constant, an average or a cost of ownership."""
         text = f"{self.provider} {self.tier}"
         return not any(word in text for word in NO_OFFERS)
+
+    @property
+    def host(self) -> str | None:
+        """Who rents the GPU out; None where the provider is a model or a market of many hosts."""
+        text = f"{self.provider} {self.tier}"
+        return None if any(word in text for word in _NO_HOSTS) else self.provider
 
     @property
     def usd(self) -> Estimate:

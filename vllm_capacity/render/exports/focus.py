@@ -3,7 +3,9 @@
 Columns and values: https://focus.finops.org/focus-specification/v1-4/ (ratified June 2026) and
 https://focus.finops.org/focus-specification/v1-2/, which many tools still read. Self-hosted tokens
 have no vendor and no invoice: the provider is this fleet; list, contracted, billed and effective
-cost are the same; and columns that begin with `x_` have what FOCUS has no column for.
+cost are the same; and columns that begin with `x_` have what FOCUS has no column for. The host
+provider is the provider of the price row; null, which FOCUS allows for a host that cannot be
+determined, where no row says who rents the GPUs out.
 
 Each engine has a row for its input tokens and one for its output tokens, which split its bill like
 the answer's `_split` figures. If tokens cannot carry it (there were none, or they were not
@@ -18,7 +20,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 from vllm_capacity.analysis import Analysis
-from vllm_capacity.bills import engine_name
+from vllm_capacity.bills import Billed
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.render.exports.currency import Currency
@@ -28,8 +30,9 @@ from vllm_capacity.timerange import TimeRange
 from vllm_capacity.verdicts.cost.bill import CostShare, allocation_usd, split_usd
 
 _PROVIDER = "Self-hosted vLLM"
+_HOST = "HostProviderName"
 _PROVIDERS: Mapping[str, tuple[str, str]] = {
-    "1.4": ("ServiceProviderName", "HostProviderName"),
+    "1.4": ("ServiceProviderName", _HOST),
     "1.2": ("ProviderName", "PublisherName"),
 }
 _FORMAT = "%Y-%m-%dT%H:%M:%SZ"
@@ -51,15 +54,14 @@ class _Charge:
 
 @dataclass(frozen=True)
 class Billing:
-    """A bill within one month (UTC): parts and models by engine, its time, and the GPU host.
+    """A bill within one month (UTC): its parts by engine, its engines, and its time.
 
-    `note` explains on each row how it was made; `host` is None if the price names no provider.
+    `note` explains on each row how it was made.
     """
 
     parts: Mapping[str, CostShare]
-    models: Mapping[str, str | None]
+    engines: Mapping[str, Billed]
     time_range: TimeRange
-    host: str | None = None
     note: str = ""
 
 
@@ -69,14 +71,8 @@ def to_focus(analysis: Analysis, currency: Currency, *, version: str = "1.4") ->
     A charge lies within one month (UTC): a longer window has rows for each month. InputError if any
     part of the bill is unknown: FOCUS cannot express "at least".
     """
-    row = analysis.assumptions.pricing.row
     billings = [
-        Billing(
-            month.bill_parts,
-            {engine_name(each): each["model_name"] for each in month.engines.iter_rows(named=True)},
-            month.time_range,
-            None if row is None else row.provider,
-        )
+        Billing(month.bill_parts, month.billed_use.engines, month.time_range)
         for month in _months(analysis)
     ]
     return focus_csv(billings, currency, version=version, of=analysis.window.name)
@@ -119,8 +115,10 @@ def _next_month(at: datetime) -> datetime:
 def _rows(billing: Billing, currency: Currency, providers: tuple[str, str]) -> Iterator[_Row]:
     shared = _shared(billing, currency, providers)
     for engine, part in billing.parts.items():
+        own = billing.engines[engine]
+        host = {_HOST: own.host} if _HOST in providers else {}
         for charge in _charges(engine, part):
-            row = shared | _charged(charge, engine, billing.models[engine], currency)
+            row = shared | host | _charged(charge, engine, own.model, currency)
             noted = "; ".join(filter(None, (str(row["x_Basis"] or ""), billing.note)))
             yield row | {"x_Basis": noted}
 
@@ -151,7 +149,6 @@ def _shared(billing: Billing, currency: Currency, providers: tuple[str, str]) ->
     month_start = (month_end - _SECOND).replace(day=1, hour=0, minute=0, second=0)
     end = min(_upwards(span.end), month_end)
     names = dict.fromkeys(_COLUMNS)
-    provider, other = providers
     return {
         **names,
         "BillingAccountId": "self-hosted-vllm",
@@ -170,8 +167,7 @@ def _shared(billing: Billing, currency: Currency, providers: tuple[str, str]) ->
         "ServiceCategory": "AI and Machine Learning",
         "ServiceName": "vLLM",
         "ServiceSubcategory": "Generative AI",
-        provider: _PROVIDER,
-        other: billing.host if other.startswith("Host") else _PROVIDER,
+        **dict.fromkeys(providers, _PROVIDER),
     }
 
 

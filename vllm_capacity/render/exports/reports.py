@@ -271,14 +271,13 @@ def _billings(night: Night, use: BilledUse) -> Iterator[Billing]:
     A page does not know the tokens of each part, so they are split in the ratio of the hours.
     """
     cut = months(night.time_range)
-    models = {name: each.model for name, each in use.engines.items()}
     for month in cut:
         parts = {
             name: each.as_paid if len(cut) == 1 else _cut(each, month, cut)
             for name, each in use.engines.items()
         }
         note = "" if len(cut) == 1 else "a night across the end of a month, split by billed hours"
-        yield Billing(parts, models, month, note=note)
+        yield Billing(parts, use.engines, month, note=note)
 
 
 def _cut(billed: Billed, month: TimeRange, cut: Sequence[TimeRange]) -> CostShare:
