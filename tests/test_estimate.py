@@ -72,7 +72,7 @@ def test_arithmetic(found, expected):
 
 def test_a_bound_keeps_why_it_is_one():
     assert Estimate.exact(10, "rate").divided_by(LEAST).reason == "never loaded"
-    assert added(LEAST, LEAST, NOTHING).reason == "r0, r1, r2 (3 of 3): never loaded (r0)"
+    assert added(LEAST, LEAST, NOTHING).reason == "r0 and 1 more: never loaded; r2: not scraped"
 
 
 @pytest.mark.parametrize(
@@ -92,6 +92,18 @@ def test_what_no_estimate_is(numbers):
 def test_a_bound_has_a_reason():
     with pytest.raises(ValueError, match="reason"):
         Estimate(1.0, None, None)
+
+
+def test_a_fleet_has_each_reason_once():
+    """94 engines have the same reason with other numbers, 5 another one, 1 a third; 1 is known."""
+    light = [Estimate.at_least(n, reason=f"only {n} requests ran") for n in range(94)]
+    full = [Estimate.at_least(1, reason="the KV cache was full")] * 5
+    parts = {f"gpu-{n}:8000": part for n, part in enumerate([*light, *full, NOTHING, KNOWN])}
+    found = total(parts, lacking="capacity not reached on {} engines")
+    assert found.reason == (
+        "capacity not reached on 100 of 101 engines: gpu-93:8000 and 93 more: only 93 requests "
+        "ran; gpu-94:8000 and 4 more: the KV cache was full; 1 more for other reasons"
+    )
 
 
 def test_a_sum_is_in_the_unit_of_its_parts():

@@ -16,6 +16,8 @@ _Ends = tuple[float | None, float | None, float | None]
 _END_NAMES = ("low", "mid", "high")
 CONFIDENCE = 0.9
 _MOST_NAMES = 3
+_MOST_REASONS = 2
+_NUMBER = re.compile(r"\d[\d,.]*")
 
 
 class Kind(StrEnum):
@@ -270,8 +272,9 @@ def total(parts: Mapping[str, Estimate], *basis: str, lacking: str = "") -> Esti
     Where a part has no upper end the sum is "at least" what the parts are at least, a part of which
     nothing is known being at least 0; where one has no lower end but all have an upper one, "at
     most". The reason says how many parts are not known, in the words `lacking` ("no price of {}",
-    the braces for "2 of 8"), names three of them, and says why once. Unknown where no end of the
-    sum can be told, and for no parts. `basis` comes before the sources of the parts.
+    the braces for "2 of 8"), names some of them, and says why, once for those that are alike.
+    Unknown where no end of the sum is known, and for no parts. `basis` comes before the sources of
+    the parts.
     """
     if not parts:
         return Estimate.unknown("there is nothing to add up", *basis)
@@ -283,7 +286,7 @@ def total(parts: Mapping[str, Estimate], *basis: str, lacking: str = "") -> Esti
             math.fsum(getattr(part, end) for part in parts.values()) for end in _END_NAMES
         )
         return Estimate(low, mid, high, sources, "", kind, confidence)
-    reason = _one_reason(parts, lacking)
+    reason = _why_lacking(parts, lacking)
     lows = [part.low for part in parts.values() if part.low is not None]
     highs = [part.high for part in parts.values() if part.high is not None]
     if len(highs) == len(parts):
@@ -312,24 +315,44 @@ def listed(names: Sequence[str], most: int = _MOST_NAMES) -> str:
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
-def _one_reason(parts: Mapping[str, Estimate], words: str) -> str:
-    """Of how many parts, and of which, something is not known, and one reason for it.
+def _why_lacking(parts: Mapping[str, Estimate], words: str) -> str:
+    """Of how many parts, and of which, something is not known, and why.
 
-    Where all have one reason, and there are no others, it stands alone. Where reasons differ it is
-    that of the part with the highest bound, which lacks least, and the part is named.
+    Where all have one reason, and there are no others, it stands alone. Reasons that differ only in
+    their numbers are given once, with the numbers of the part with the highest bound, which lacks
+    least; the two most frequent of different reasons are given.
     """
     lacking = {name: part for name, part in parts.items() if not part.is_known}
     reasons = {part.reason for part in lacking.values()}
     if len(reasons) == 1 and len(lacking) == len(parts):
         return next(iter(reasons))
+    alike: dict[str, list[str]] = {}
+    for name, part in lacking.items():
+        alike.setdefault(_NUMBER.sub("#", part.reason), []).append(name)
+    share = f"{len(lacking)} of {len(parts)}"
+    if len(alike) > 1:
+        by_reason = _by_reason(lacking, alike.values())
+        return f"{words.format(share)}: {by_reason}" if words else by_reason
     nearest = max(lacking, key=lambda name: lacking[name].low or 0.0)
-    names, share = listed(list(lacking)), f"{len(lacking)} of {len(parts)}"
+    names = listed(list(lacking))
     if words:
         names = f"{words.format(share)} ({names})"
     elif len(lacking) > 1:
         names = f"{names} ({share})"
     whose = "" if len(reasons) == 1 else f" ({nearest})"
     return f"{names}: {lacking[nearest].reason}{whose}"
+
+
+def _by_reason(lacking: Mapping[str, Estimate], groups: Iterable[list[str]]) -> str:
+    """The reasons of the largest groups, each after one part that has it and how many more do."""
+    largest = sorted(groups, key=len, reverse=True)
+    said = []
+    for names in largest[:_MOST_REASONS]:
+        nearest = max(names, key=lambda name: lacking[name].low or 0.0)
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        said.append(f"{nearest}{more}: {lacking[nearest].reason}")
+    others = len(lacking) - sum(map(len, largest[:_MOST_REASONS]))
+    return "; ".join([*said, *([f"{others} more for other reasons"] if others else [])])
 
 
 def _paired(

@@ -185,7 +185,8 @@ def queue_check(plan: Plan) -> Text:
     """
     parts, policy = plan.by_model, plan.policy
     if len(parts) < 2:
-        sentence = _queue_sentence(plan.queue_check, plan.working_replicas)
+        capacity = plan.capacity_output_tokens_per_second
+        sentence = _queue_sentence(plan.queue_check, plan.working_replicas, capacity)
         return text(sentence, *replay_sentences(plan.replays))
     return text(
         *(
@@ -193,7 +194,11 @@ def queue_check(plan: Plan) -> Text:
             for name, part in parts.items()
             for sentence in (
                 f"For {name or 'no model'}: {_many(part.replicas)}.",
-                _queue_sentence(part.queue_check, working(part.replicas, policy)),
+                _queue_sentence(
+                    part.queue_check,
+                    working(part.replicas, policy),
+                    part.capacity_output_tokens_per_second,
+                ),
                 *replay_sentences(part.replays),
             )
         )
@@ -207,7 +212,9 @@ def _many(replicas: Estimate) -> str:
     return f"{value(replicas, count)} replicas are planned, spares included"
 
 
-def _queue_sentence(check: QueueCheck | None, replicas: int | None) -> str:
+def _queue_sentence(check: QueueCheck | None, replicas: int | None, capacity: Estimate) -> str:
+    if check is None and capacity.is_bound:
+        return "No queue check: of the capacity of a replica only a bound is known."
     if check is None:
         return "No queue check: demand, capacity or running requests at capacity are not known."
     limit = seconds(check.wait_limit_seconds)
