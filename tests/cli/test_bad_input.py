@@ -50,6 +50,17 @@ def run(monkeypatch, capsys, line):
             id="a rate that is too large",
         ),
         pytest.param("fit nosuch.csv", "nosuch.csv", id="no such file"),
+        pytest.param(
+            "export vllm-sweep --to csv --out FOLDER", "name a file in it", id="a folder as a file"
+        ),
+        pytest.param("rules --out FOLDER", "name a file in it", id="rules: a folder as a file"),
+        pytest.param("cost vllm-sweep --price 1,64", "with a point, as in 1.64", id="a comma"),
+        pytest.param("cost vllm-sweep --price $1,64", "point", id="dollars with a comma"),
+        pytest.param(
+            "figures vllm-sweep --start 2026-11-24T04:20 --end 2026-11-24T04:05",
+            "its end must lie after its start",
+            id="times in the wrong order",
+        ),
         pytest.param("simulate idle --to FILE/x", "File exists", id="a file as a folder"),
         pytest.param("scrape http://[::1 --for 1s --to FOLDER/x", "as a URL", id="scrape: no URL"),
         pytest.param("pull --from http://[::1 --last 1h --to x", "as a URL", id="pull: no URL"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vllm_capacity.cli.options import FILE, local_path
+from vllm_capacity.cli.options import FILE, file_to_write
 from vllm_capacity.cli.options.analysis import analysis_of, assumption_options, one_window
 from vllm_capacity.errors import InputError
 
@@ -27,7 +27,10 @@ FORMATS = (
 @click.option("--window", help="The window, if not given as WINDOW.")
 @click.option("--to", required=True, type=click.Choice(FORMATS), help="The format.")
 @click.option(
-    "--out", type=FILE, callback=local_path, help="File to write; default: standard output."
+    "--out",
+    type=FILE,
+    callback=file_to_write,
+    help="File to write; default: standard output.",
 )
 @click.option(
     "--currency",

@@ -8,13 +8,16 @@ from pathlib import Path
 import click
 
 from vllm_capacity.assumptions import Slo
-from vllm_capacity.cli.options import FILE, bounded, local_path
+from vllm_capacity.cli.options import FILE, bounded, file_to_write
 from vllm_capacity.cli.options.settings import setting_options, taken
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate, Kind
 
 _OUT = click.option(
-    "--out", type=FILE, callback=local_path, help="File to write; default: standard output."
+    "--out",
+    type=FILE,
+    callback=file_to_write,
+    help="File to write; default: standard output.",
 )
 _PRICE = click.option(
     "--usd-per-hour", type=float, callback=bounded, help="USD per GPU-hour, for cost figures."

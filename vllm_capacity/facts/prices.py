@@ -30,6 +30,7 @@ from vllm_capacity.facts.gpus import ANY_FORM, find_gpu
 from vllm_capacity.facts.tables import OWN, Count, Day, Text, is_own, suggest, table_rows
 
 _MOST_USD = 1e6
+_DECIMAL_COMMA = re.compile(r"\$?\d*,\d+")
 _INTERVAL = re.compile(r"(?P<low>[^\s,]+) to (?P<high>[^\s,]+?)(?:, likely (?P<mid>\S+))?")
 
 NO_PRICE = "no price given: give usd_per_hour, or as price a row of gpu_prices.csv"
@@ -161,6 +162,10 @@ def find_price(name: str) -> Price:
         listed = "; ".join(sorted(row.key for row in found)[:6])
         raise InputError(
             f"Price {name!r} names {len(found)} rows: {listed}. Add words until one row is left."
+        )
+    if _DECIMAL_COMMA.fullmatch(words[-1] if words else ""):
+        raise InputError(
+            f"Cannot read the price {name!r}: write decimals with a point, as in 1.64."
         )
     near = suggest(wanted, (row.key for row in prices()))
     raise InputError(f"No price row {name!r} in gpu_prices.csv{near}.")

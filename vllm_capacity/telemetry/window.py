@@ -185,6 +185,8 @@ class Window:
         Raises InputError if nothing of the capture is left.
         """
         whole = self.extent
+        if start is not None and end is not None:
+            TimeRange(start, end)  # refuses an end that is not after its start
         first = whole.start if start is None else max(start, whole.start)
         last = whole.end if end is None else min(end, whole.end)
         if last <= first:

@@ -65,6 +65,16 @@ def local_path(_: click.Context, option: click.Parameter, value: Path | None) ->
     return value
 
 
+def file_to_write(
+    context: click.Context, option: click.Parameter, value: Path | None
+) -> Path | None:
+    """An option's file to write, no folder; a click `callback`."""
+    path = local_path(context, option, value)
+    if path is not None and path.is_dir():
+        raise click.BadParameter(f"{path} is a folder; name a file in it.", param=option)
+    return path
+
+
 def stream_name(_: click.Context, option: click.Parameter, value: str | None) -> str | None:
     """An option's stream name, in characters that Parseable allows; a click `callback`."""
     if value is not None and not _STREAM.fullmatch(value):
