@@ -64,6 +64,7 @@ def run(monkeypatch, capsys, line):
         pytest.param("simulate idle --to FILE/x", "File exists", id="a file as a folder"),
         pytest.param("scrape http://[::1 --for 1s --to FOLDER/x", "as a URL", id="scrape: no URL"),
         pytest.param("pull --from http://[::1 --last 1h --to x", "as a URL", id="pull: no URL"),
+        pytest.param("pull --from folder --last 1h --to x", "stream of 'folder'", id="no stream"),
         pytest.param("pull --from http://a --last 9999999w --to x", "hundred years", id="long ago"),
         pytest.param("stack healthy http://[::1", "as a URL", id="healthy: no URL"),
         pytest.param("stack init --env-file FILE", "is not text", id="a binary env file"),

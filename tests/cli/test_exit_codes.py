@@ -1,5 +1,6 @@
 """How a command ends: the code of an alert is an alert's alone, and one line says the rest."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -39,6 +40,15 @@ def ended(monkeypatch, capsys, failure):
         ),
         pytest.param(
             RuntimeError("IO: No space (os error 28)"), 2, "No space left", id="a native library's"
+        ),
+        pytest.param(
+            OSError(errno.ENOSPC, "No space left on device", "w.parquet"),
+            2,
+            "Cannot write w.parquet: No space left on device. Free some space",
+            id="a full disk",
+        ),
+        pytest.param(
+            RuntimeError("IO: No space (os error 28)"), 2, "Free some space", id="also a library's"
         ),
         pytest.param(KeyError("secret"), 70, "a bug in vllm-capacity (KeyError in", id="a bug"),
         pytest.param(RecursionError(), 70, "a bug", id="a bug without end"),

@@ -8,6 +8,7 @@ internal error, 130 interrupted.
 from __future__ import annotations
 
 import atexit
+import errno
 import gc
 import importlib
 import io
@@ -217,14 +218,22 @@ def run(command: click.Command) -> None:
     except CapacityError as error:
         _complain(str(error), error.exit_code)
     except OSError as error:  # a file that a command could not read or write
-        _complain(f"{error.filename or 'Failed'}: {error.strerror or error}.", 2)
+        _complain(_of_the_system(error.errno, error.strerror or str(error), error.filename), 2)
     except SystemExit:
         raise
     except BaseException as error:  # a panic in a native library is not an Exception
         found = _SYSTEM_ERROR.search(str(error))
         if found:  # how Rust libraries report a full disk and the like
-            _complain(f"Failed: {os.strerror(int(found[1]))}.", 2)
+            _complain(_of_the_system(int(found[1]), os.strerror(int(found[1]))), 2)
         _complain(_bug(error), _BUG)
+
+
+def _of_the_system(number: int | None, words: str, path: object = None) -> str:
+    """What the operating system refused, where if it says so, and what to try on a full disk."""
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        where = f" {path}" if path else ""
+        return f"Cannot write{where}: {words}. Free some space, then run it again."
+    return f"{path or 'Failed'}: {words}."
 
 
 def _check_encoding(args: Sequence[str]) -> None:

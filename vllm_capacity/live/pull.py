@@ -94,7 +94,10 @@ def pull_window(
         raise InputError("--match and --tenant are for a Prometheus: leave out --stream.")
     if not is_server(origin):
         if stream is None:
-            raise InputError(f"Give --stream, the stream of {origin} to pull.")
+            raise InputError(
+                f"Give --stream, the stream of {origin!r} to pull. A Prometheus is given by its "
+                "URL: http://prometheus:9090."
+            )
         return pull_files(origin, stream, target, time_range, late=order.late)
     if time_range is None:
         raise InputError("Give the time range: --last 24h, or --start and --end.")
