@@ -106,3 +106,11 @@ def test_python_says_what_to_install(asked):
     code = f"import vllm_capacity as vc; a = vc.open('vllm-sweep').analyze(price=1.64); a.{asked}"
     done = ran(code)
     assert done.stderr.splitlines()[-1].endswith("pip install 'vllm-capacity[report]'.")
+
+
+def test_without_the_extra_an_analysis_shows_its_lines():
+    done = ran(
+        "import vllm_capacity as vc; a = vc.open('vllm-sweep').analyze(price=1.64); "
+        "print(a._repr_mimebundle_() == {'text/plain': repr(a)})"
+    )
+    assert done.stdout.strip() == "True", done.stderr

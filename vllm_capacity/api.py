@@ -298,6 +298,20 @@ class Analysis(analysis.Analysis):
         ]
         return "\n".join(lines)
 
+    def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
+        """The first screen of its page, and the lines of `repr`; these alone without `report`."""
+        lines = {"text/plain": repr(self)}
+        try:
+            from vllm_capacity.render.sections.header import tiles, title_line, verdict
+
+            shown = tiles(self)._repr_mimebundle_()
+            if "text/html" in shown:  # not in a report's kernel
+                screen = (title_line(self), verdict(self), tiles(self))
+                shown["text/html"] = "\n".join(each.html for each in screen)
+        except ModuleNotFoundError:
+            return lines
+        return shown | lines
+
     def __dir__(self) -> Iterable[str]:
         """The names intended for users."""
         return sorted(name for name in super().__dir__() if not name.startswith("_"))

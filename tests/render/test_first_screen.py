@@ -5,6 +5,7 @@ import re
 import pytest
 from answer_by_hand import answer, estimate
 
+import vllm_capacity as vc
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.assumptions import Assumptions, Slo, pricing
 from vllm_capacity.estimate import Estimate
@@ -176,3 +177,13 @@ def test_page_sorts_engines_by_their_values(replicas):
     found = engine_table(replicas)
     keys = [row[1] for row in found.content["keys"]]
     assert keys == [each.allocation_usd.mid for each in replicas.engine_rows]
+
+
+@pytest.mark.parametrize("window", ["vllm-sweep", "fleet-two-models"])
+def test_an_analysis_as_the_last_line_of_a_cell_is_its_first_screen(window):
+    a = vc.open(window).analyze(price=1.64)
+    shown = a._repr_mimebundle_()
+    assert shown["text/plain"] == repr(a)
+    assert shown["text/html"].count('class="tile"') == len(header.tiles_of(a.answer))
+    for each in (window, "per GPU-hour", header.verdict_sentences(a)[0][:20]):
+        assert each in shown["text/html"]

@@ -130,7 +130,7 @@ def change(before: pl.DataFrame, after: pl.DataFrame, figure: str) -> Change:
         return _unknown(f"it was not observed in {' and '.join(nowhere)}")
     if any(each.height < _MIN_STEPS for each in sides):
         fewest = min(each.height for each in sides)
-        return _unknown(f"only {fewest} steps observed it on one side; it needs {_MIN_STEPS}")
+        return _unknown(f"each side needs {_MIN_STEPS} steps that observed it; one has {fewest}")
     shared = _same_loads(*sides)
     if min(each.height for each in shared) < _MIN_STEPS:
         return _unknown(f"the two had hardly any load in common: {_loads(sides)}")

@@ -174,7 +174,8 @@ def engine_time(found: pl.DataFrame, prefills: Prefills | None) -> EngineTime | 
     if prefills is None or prefills.count < _LEAST_PREFILLS or not computed:
         return "too few prefills were timed (vllm:request_prefill_time_seconds)"
     if found.height < _LEAST_STRETCHES:
-        return f"{found.height} minutes with output are too few to separate prompt and output time"
+        few = f"{found.height} of {_LEAST_STRETCHES}"
+        return f"too few minutes with output to separate prompt and output time ({few})"
     prompts = ("prompt_tokens", "prompt_tokens_per_step")
     computing = found.with_columns(pl.col(prompts) * prefills.computed_ratio)
     columns = {name: computing[name].to_numpy() for name in found.columns[2:]}
