@@ -298,3 +298,9 @@ def test_only_notes_are_told_once():
 
 def test_paragraph_is_wrapped_and_indented():
     assert wrapped("one two three four", 9, indent=2) == "one two\n  three\n  four\n"
+
+
+def test_no_number_of_an_interval_is_cut_where_the_column_is_narrow():
+    interval = "$0.000102\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}$0.000185"
+    assert wrapped(interval, 20) == "$0.000102 to\n$0.000185\n"
+    assert wrapped(interval, 22) == "$0.000102 to $0.000185\n"

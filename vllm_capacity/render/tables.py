@@ -474,10 +474,12 @@ def _note(text: str, width: int) -> str:
 def _lines(text: str, width: int, *, before: str = "", after: str = "") -> list[str]:
     """The text wrapped between words; no-break spaces keep a line together, and become plain ones.
 
-    It uses textwrap, because rich also breaks lines at no-break spaces.
+    Words longer than a line are broken at their no-break spaces first, so that no number is cut. It
+    uses textwrap, because rich also breaks lines at no-break spaces.
     """
+    words = plain(text).split(" ")
     lines = textwrap.wrap(
-        plain(text),
+        " ".join(word.replace(_NO_BREAK, " ") if len(word) > width else word for word in words),
         width,
         initial_indent=before,
         subsequent_indent=after,
