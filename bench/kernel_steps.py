@@ -2,15 +2,18 @@
 
 Run it in an environment of its own (`pip install aiconfigurator-core==0.12.0`, Python 3.11 to 3.13,
 Linux x86-64); it needs nothing of this project:
-`python bench/kernel_steps.py steps.csv experts.csv`. Then
-`python bench/step_constants.py steps.csv experts.csv --write` distills them into
+`python bench/kernel_steps.py steps.csv experts.csv latent.csv`. Then
+`python bench/step_constants.py steps.csv experts.csv latent.csv --write` distills them into
 `data/gpu_kernels.csv`.
 
 *Steps*: one row per GPU, model, weight type, tensor parallelism and step: milliseconds by what
 takes them. A step decodes `sequences` at `context_tokens` each, beside `prompt_tokens` of prefill.
 *Experts*: one row per GPU, weight type, shape of a mixture's layer, tensor parallelism and tokens:
 milliseconds of the layer, as timed. They are of 24 shapes of published models, not only those of
-the steps. Only kernel tables are read; the end-to-end samples that the package ships stay closed.
+the steps. *Latent*: one row per GPU, heads on it, sequences and context: milliseconds of a block of
+multi-head latent attention (projections and attention) that decodes one token per sequence from a
+16-bit KV cache, as timed. Only kernel tables are read; the end-to-end samples that the package
+ships stay closed.
 """
 
 from __future__ import annotations
@@ -118,6 +121,8 @@ ROUTING = "power_law_1.2"
 """How uneven the choice of experts is in the rows that are taken: what the package itself asks."""
 EXPERT_VERSION = {"a100_sxm": "0.14.0"}
 VERSION = "0.24.0"
+LATENT_HEADS = 8
+"""The fewest attention heads per GPU that are taken: published models run with 8 to 128."""
 
 logging.disable(logging.CRITICAL)
 
@@ -136,6 +141,27 @@ def main() -> None:
             print(gpu, dict(found), flush=True)
     tables = [_experts(system, gpu) for system, gpu in SYSTEMS.items()]
     pd.concat(tables).to_csv(sys.argv[2], index=False, float_format="%.5g")
+    tables = [_latent(system, gpu) for system, gpu in SYSTEMS.items()]
+    pd.concat(tables).to_csv(sys.argv[3], index=False, float_format="%.5g")
+
+
+def _latent(system: str, gpu: str) -> pd.DataFrame | None:
+    folder = Path(aiconfigurator_core.__file__).parent / "systems" / "data" / system / "mla"
+    table = folder / "vllm" / VERSION / "mla_generation_module_perf.parquet"
+    if not table.exists():
+        return None
+    rows = pd.read_parquet(table)
+    rows = rows[(rows.kv_cache_dtype == "bfloat16") & (rows.gemm_type == "bfloat16")]
+    rows = rows[rows.num_heads >= LATENT_HEADS]
+    return pd.DataFrame(
+        {
+            "gpu": gpu,
+            "heads": rows.num_heads,
+            "sequences": rows.batch_size,
+            "context_tokens": rows.step,
+            "ms": rows.latency,
+        }
+    )
 
 
 def _experts(system: str, gpu: str) -> pd.DataFrame:

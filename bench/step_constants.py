@@ -1,13 +1,16 @@
 """Distil the step times of `bench/kernel_steps.py` into `data/gpu_kernels.csv`.
 
-Run it as `python bench/step_constants.py steps.csv experts.csv [--write]`. Each kernel of each GPU
-is a roofline of its own (`verdicts/hardware/step_time.py`), fitted by least squares of logarithms:
-those of a mixture's experts to the layers that were timed, the others to their part of the steps.
-It prints how far whole steps are off, by GPU and weight type; with --write it writes the table.
+Run it as `python bench/step_constants.py steps.csv experts.csv latent.csv [--write]`. Each kernel
+of each GPU is a roofline of its own (`verdicts/hardware/step_time.py`), fitted by least squares of
+logarithms: those of a mixture's experts to the layers that were timed, the others to their part of
+the steps. It prints how far whole steps are off, by GPU and weight type; with --write it writes the
+table.
 
-Latent attention (DeepSeek, Kimi) has no roofline of its own: its tables time whole blocks, which
-launch without CUDA graphs on some GPUs and with them on others (60 and 14 microseconds a layer for
-B300 and B200). That of other attention agrees with the latter within a tenth.
+Latent attention (DeepSeek, Kimi) was timed as whole blocks, launched without CUDA graphs on some
+GPUs and with them on others (60 and 14 microseconds a layer for B300 and B200). Its roofline is
+fitted to what longer contexts add to a block, which neither the launch nor the projections change;
+a call adds what it does for other attention, which agrees with the latter within a tenth. Prompts
+of latent attention stay with the roofline of other attention.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from vllm_capacity.facts.kernels import Kernel
 from vllm_capacity.facts.llms import BYTES_PER_WEIGHT, find_llm
 from vllm_capacity.resources import shipped
 from vllm_capacity.verdicts.hardware import step_time
+from vllm_capacity.verdicts.hardware.serving import LATENT_ATTENTION
 from vllm_capacity.verdicts.hardware.step_time import Kernels, Roof, StepWork
 
 OLDER_TABLES = {"A100-80GB-SXM": "0.14.0"}
@@ -87,6 +91,14 @@ def steps_of(rows: pl.DataFrame) -> Steps:
     keys = list(rows.select("model", "dtype", "gpus").iter_rows())
     known = {key: step_time.step_work(find_llm(key[0]), *key[1:]) for key in set(keys)}
     return Steps(rows, stacked([known[key] for key in keys]))
+
+
+LATENT_RANK, LATENT_ROPE = 512, 64
+"""Elements of a token's latent and of its rotary key, in DeepSeek and Kimi."""
+LEAST_CONTEXT, LEAST_ADDED = 512, 0.25
+"""The context that longer ones are compared with, and by which share they must lengthen a block."""
+LEAST_SEQUENCES = 16
+"""From how many sequences on latent attention occupies a GPU; with fewer it is little of a step."""
 
 
 Part = Callable[[Steps, Roof], np.ndarray]
@@ -187,6 +199,26 @@ def kernels_of(gpu: Gpu, steps: Steps) -> Iterator[tuple[str, str, Fitted]]:
             yield "dense", dtype, found
 
 
+def latent_attention_of(gpu: Gpu, blocks: pl.DataFrame, plain: Roof) -> Fitted | None:
+    """Latent attention of decoding on a GPU, where it was timed; `plain` is other attention."""
+    some = blocks.filter(pl.col("gpu") == gpu.name, pl.col("sequences") >= LEAST_SEQUENCES)
+    if not len(some):
+        return None
+    short = some.filter(pl.col("context_tokens") == LEAST_CONTEXT)
+    some = some.join(short, on=("heads", "sequences"), suffix="_short")
+    some = some.with_columns(added=pl.col("ms") - pl.col("ms_short"))
+    some = some.filter(pl.col("added") > LEAST_ADDED * pl.col("ms_short"))
+    longer = some["context_tokens"] - LEAST_CONTEXT
+    tokens = (some["sequences"] * longer).to_numpy().astype(float)
+    moved = tokens * 2.0 * (LATENT_RANK + LATENT_ROPE)
+    flops = tokens * some["heads"].to_numpy() * 2.0 * (2 * LATENT_RANK + LATENT_ROPE)
+
+    def seconds(roof: Roof) -> np.ndarray:
+        return roof.seconds_of(flops, moved)
+
+    return fitted(seconds, some["added"].to_numpy() / 1e3, plain)
+
+
 def check(gpu: str, steps: Steps, roofs: dict[tuple[str, str], Roof]) -> None:
     """Print how far whole steps are off."""
     for dtype in steps.rows["dtype"].unique(maintain_order=True):
@@ -200,6 +232,8 @@ def check(gpu: str, steps: Steps, roofs: dict[tuple[str, str], Roof]) -> None:
                 own["dense"] = "bf16"
             names = [field.name for field in fields(Kernels)]
             chosen = {name: roofs.get((name, own.get(name, "")), Roof(1, 1, 0)) for name in names}
+            if is_latent and (LATENT_ATTENTION, "") in roofs:
+                chosen["decode_attention"] = roofs[LATENT_ATTENTION, ""]
             found = step_time.step_seconds(some.work, Kernels(**chosen), **some.asked).total
             parts = [name[:-3] for name in some.rows.columns if name.endswith("_ms")]
             off = np.abs(np.log(found / sum(some.seconds(name) for name in parts)))
@@ -214,14 +248,19 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("steps")
     parser.add_argument("experts")
+    parser.add_argument("latent")
     parser.add_argument("--write", action="store_true", help="write data/gpu_kernels.csv")
     asked = parser.parse_args()
     table = pl.read_csv(asked.steps, infer_schema_length=None)
     layers = pl.read_csv(asked.experts, infer_schema_length=None)
+    blocks = pl.read_csv(asked.latent)
     rows = []
     for gpu in table["gpu"].unique(maintain_order=True):
         steps, row = steps_of(table.filter(pl.col("gpu") == gpu)), find_gpu(gpu).rows[0]
         found = list(kernels_of(row, steps))
+        plain = next(each.roof for kernel, _, each in found if kernel == "decode_attention")
+        latent = latent_attention_of(row, blocks, plain)
+        found += [(LATENT_ATTENTION, "", latent)] if latent else []
         found += [("experts", dtype, each) for dtype, each in experts_of(row, layers)]
         version = OLDER_TABLES.get(gpu, VERSION)
         for kernel, dtype, each in found:

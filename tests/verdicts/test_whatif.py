@@ -20,9 +20,11 @@ from vllm_capacity.verdicts.hardware.serving import (
     Calibration,
     Job,
     Machine,
+    rates,
     shipped_calibration,
 )
 from vllm_capacity.verdicts.hardware.side import sheet_share, side
+from vllm_capacity.verdicts.hardware.step_time import step_seconds, step_work
 from vllm_capacity.verdicts.hardware.what_if import (
     GpuUtilization,
     carried,
@@ -293,6 +295,32 @@ def test_latent_attention_has_a_wider_band_and_says_so():
     assert widths["DeepSeek-V3"] > 1.5 * widths["MiniMax-M2.5"]
 
 
+@pytest.mark.parametrize(
+    ("gpu", "seconds"),
+    [
+        # 61 layers × 256 sequences × 30,720 tokens more × 576 elements of 2 bytes: what the timed
+        # block of 16 heads took longer at 32,768 tokens than at 2,048.
+        pytest.param("H200-141GB-SXM", 61 * 1.98e-3, id="Hopper"),
+        pytest.param("B200-180GB-SXM", 61 * 1.56e-3, id="Blackwell"),
+    ],
+)
+def test_decoding_with_latent_attention_takes_what_its_kernel_took(gpu, seconds):
+    row, llm = find_gpu(gpu).rows[0], find_llm("Kimi-K2.5")
+    found = rates(Machine(row, row.tensor_tflops), llm, "int4", Calibration())
+    short, long = (
+        step_seconds(
+            step_work(llm, "int4", 4),
+            found.kernels,
+            prompt_tokens=0.0,
+            prompt_length=0.0,
+            sequences=256.0,
+            context_tokens=tokens,
+        ).decode_attention
+        for tokens in (2048.0, 32768.0)
+    )
+    assert long - short == pytest.approx(seconds, rel=0.15)
+
+
 def test_a_published_pair_answers_first_and_is_named():
     asked = question(
         **GPT_OSS, output_tokens_per_second=5180.0, input_tokens=215.0, output_tokens=194.0
@@ -534,6 +562,31 @@ def test_a_measured_latency_scales_with_the_ratio():
     found = what_if(measured)
     assert found.itl_seconds.mid == pytest.approx(0.02 * 1500.0 / found.mid)
     assert found.ttft_seconds.mid < 0.3
+
+
+def test_a_time_to_first_token_that_a_gpu_does_not_explain_is_carried_over():
+    """A front end that takes half a second takes it under eight times the load, too."""
+    alike = {"load": Load(clients=4), "at": Load(clients=32), "itl_seconds": 0.02}
+    fast, slow = (
+        what_if(question(**alike, ttft_seconds=seconds)).ttft_seconds.mid for seconds in (0.1, 0.6)
+    )
+    assert 0 < slow - fast < 0.6
+
+
+def test_prompts_wait_for_others_the_longer_the_more_time_prompts_take():
+    """Never longer than for those of all other clients; a lone client waits for nobody."""
+    gpu = find_gpu("H100-80GB-SXM").rows[0]
+    waits = {}
+    for output in (8192.0, 512.0, 16.0):
+        for clients in (1, 64):
+            job = Job(find_llm("gpt-oss-120b"), "mxfp4", 2, 8192.0, output)
+            machine = Machine(gpu, gpu.tensor_tflops)
+            found = side(job, machine, shipped_calibration(), clients=clients)
+            own = found.cycle.mixed_seconds + 0.5 * found.cycle.decode_seconds
+            waits[output, clients] = found.ttft_seconds / own / clients
+            assert 0 < found.prompt_ratio < 1
+    assert [waits[output, 1] for output in (8192.0, 512.0, 16.0)] == [1.0] * 3
+    assert waits[8192.0, 64] < waits[512.0, 64] < waits[16.0, 64] <= 1.0
 
 
 def test_clients_that_find_no_room_have_no_time_to_a_first_token():

@@ -14,7 +14,8 @@ from vllm_capacity.resources import shipped
 class Kernel:
     """One kernel of one GPU; a row of `data/gpu_kernels.csv`.
 
-    `kernel` is a field of `verdicts.hardware.step_time.Kernels`; `dtype` is the weight type of a
+    `kernel` is a field of `verdicts.hardware.step_time.Kernels`, or `latent_attention` (that of
+    decoding with multi-head latent attention); `dtype` is the weight type of a
     matrix product, empty for other kernels. `microseconds` is the overhead of one call (one layer)
     on top of compute and memory traffic. `median_error` is the roofline's distance from the tables.
     """

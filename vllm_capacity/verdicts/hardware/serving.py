@@ -243,6 +243,8 @@ They issue `mma.sync`, which reaches 62.9 % there (Luo et al., arXiv 2402.13499)
 it.
 """
 OTHER_VENDOR = "H100-80GB-SXM"
+LATENT_ATTENTION = "latent_attention"
+"""The kernel of multi-head latent attention while decoding, in tables that have one."""
 SINKS = "sinks"
 """The factor key of attention with learned sinks on GPUs where it runs on a slow kernel."""
 _GAIN = {"fp8": "fp8_dense_tflops", "int8": "int8_dense_tops", "nvfp4": "fp4_dense_tflops"}
@@ -257,13 +259,14 @@ def rates(machine: Machine, llm: Llm, dtype: str, calibration: Calibration) -> R
     plain = dense_dtype(llm, dtype)
     dense, dense_lent = _product(machine, peer, "dense", plain)
     experts, experts_lent = _product(machine, peer, "experts", dtype)
+    has_latent = llm.attention == "mla" and (LATENT_ATTENTION, "") in table
+    decode_attention = LATENT_ATTENTION if has_latent else "decode_attention"
     found = {
         "dense": dense,
         "experts": experts,
-        **{
-            name: scale.of(_roof(table[name, ""]))
-            for name in ("prefill_attention", "decode_attention", "elementwise")
-        },
+        "prefill_attention": scale.of(_roof(table["prefill_attention", ""])),
+        "decode_attention": scale.of(_roof(table[decode_attention, ""])),
+        "elementwise": scale.of(_roof(table["elementwise", ""])),
         "reduce": scale.link(_roof(table["reduce", ""])),
     }
     types = {"dense": plain, "experts": dtype}

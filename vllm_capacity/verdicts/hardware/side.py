@@ -43,11 +43,11 @@ those of 2024, 10.7 % against 12.6 %).
 """
 THIN_TABLES = "Ampere"
 """The architecture whose tables only have 16-bit kernels."""
-QUEUED_PROMPTS = 0.36
-"""The power of the clients with which a prompt's wait grows.
+QUEUED_PROMPTS = 0.28
+"""The power of the clients with which a prompt's wait grows, beside the queue of a busy server.
 
-Clients that were served together arrive together again. Fitted to the silicon rows, whose clients
-do so; independent ones wait less.
+Clients that were served together arrive together again; independent ones wait less. Fitted to the
+silicon rows of gpt-oss-120b, whose clients do so; those of MiniMax-M2.5 alone give 0.32.
 """
 
 Forms = Mapping[str, Sequence[str]]
@@ -80,11 +80,22 @@ class Side:
         return 1 / self.seconds_per_token
 
     @property
+    def prompt_ratio(self) -> float:
+        """The share of the engine's time that prompts take, beyond steps that only decode, 0..1."""
+        added = self.cycle.mixed_steps * (self.cycle.mixed_seconds - self.cycle.decode_seconds)
+        return added / (self.sequence_seconds * self.job.output_tokens)
+
+    @property
     def ttft_seconds(self) -> float:
-        """Seconds to the first token: its prompt's steps, the current step, earlier prompts."""
+        """Seconds to the first token: its prompt's steps, the current step, earlier prompts.
+
+        As in any queue, the wait grows as 1 / (1 - utilization), here by prompts; at most as if
+        those of all other clients came first.
+        """
         prompt_steps = math.ceil(self.job.input_tokens / self.machine.tokens_per_step)
         own = prompt_steps * self.cycle.mixed_seconds + 0.5 * self.cycle.decode_seconds
-        return own * math.pow(self.batch, QUEUED_PROMPTS)
+        waits = math.pow(self.batch, QUEUED_PROMPTS) / (1 - self.prompt_ratio)
+        return own * min(waits, self.batch)
 
 
 def side(

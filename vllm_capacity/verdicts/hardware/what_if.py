@@ -193,7 +193,7 @@ class WhatIf(Figures):
 
 
 def carried(here: float, there: float, measured: float) -> float:
-    """Seconds per token on the other GPU: the calculated ones, and the time not explained here.
+    """Seconds on the other GPU: the calculated ones, and the time not explained here.
 
     `here` and `there` are calculated. Of the measured time beyond `here`, as much as the slower of
     the two is carried over unchanged (a host is not faster with another GPU). More than that is
@@ -556,12 +556,15 @@ class _Asking:
         return _around(itl, half, words), _around(ttft, TTFT_HALF_WIDTH, ttft_words)
 
     def _ttft(self, there: Side, seconds: float) -> float:
-        """Mean seconds to the first token, as calculated, corrected by the measurement here."""
+        """Mean seconds to the first token, as calculated, corrected by the measurement here.
+
+        What the calculation does not explain (the server's front end, the network) is carried over.
+        """
         question = self.question
         if question.ttft_seconds is None:
             off = seconds / there.sequence_seconds
             return there.ttft_seconds * min(max(off, 0.5), 2.0)
-        return there.ttft_seconds * question.ttft_seconds / self.froms[0].ttft_seconds
+        return carried(self.froms[0].ttft_seconds, there.ttft_seconds, question.ttft_seconds)
 
     def _itl(self, seconds: float, ttft: float) -> float:
         """Mean seconds between tokens of a sequence that takes `seconds` per token in total."""
@@ -590,8 +593,8 @@ class _Asking:
             yield f"by timed kernels, and to {share:.0%} by data sheets"
         if is_latent(question):
             yield (
-                "latent attention has no kernel constants of its own: its decoding steps come out "
-                "up to a third too short, at long contexts more; hence the wider band"
+                "latent attention: only its kernel was timed, and no published run of such a model "
+                "bears the answer out; hence the wider band"
             )
         if weight:
             yield f"corrected by published pairs of this model (weight {weight:.1f})"
