@@ -31,6 +31,7 @@ import polars as pl
 from whatif_calibration import Fit
 from whatif_runs import (
     HELD_BACK,
+    NOT_STATED,
     PAIRS_2024,
     Pair,
     every_run,
@@ -57,7 +58,12 @@ from vllm_capacity.facts.throughput import Measurement, measurements
 from vllm_capacity.resources import shipped
 from vllm_capacity.verdicts.hardware.band import EXPLAINED
 from vllm_capacity.verdicts.hardware.data_sheet import Shares
-from vllm_capacity.verdicts.hardware.elsewhere import MOST_TIMES, moved_curve, within_targets
+from vllm_capacity.verdicts.hardware.elsewhere import (
+    MOST_TIMES,
+    moved_curve,
+    of_version,
+    within_targets,
+)
 from vllm_capacity.verdicts.hardware.question import Load, Question
 from vllm_capacity.verdicts.hardware.serving import (
     Calibration,
@@ -75,6 +81,8 @@ PREFER = {"H100-80GB": ("SXM",), "A100-80GB": ("SXM",)}
 TOSS_UP = 0.05
 """Prices at which the two cards' tokens per dollar differ by less are not counted."""
 CONFIDENCE = 0.9
+LEAST_PAIRS = 10
+"""A pair of GPUs and a winner that fewer pairs of runs show tell of those runs, not of the card."""
 OUTLIER = "0.16.0"
 """One engine (MiniMax on 4 × H200, no flags), about 18 % slower than its runs elsewhere suggest."""
 
@@ -241,6 +249,22 @@ def price_questions(
                 yield each, price, ratio
 
 
+def often_right(asked: Iterable[Asked], worth: Worth | None = None) -> str:
+    """`winner_right` of those pairs of GPUs and winners that enough pairs of runs show."""
+    runs: dict[tuple[str, str], set[frozenset[Measurement]]] = defaultdict(set)
+    answers_ = list(asked)
+    for each, _, ratio in price_questions(answers_, worth):
+        winner = each.other if ratio > 1 else each.one
+        runs[each.kind, winner.gpu].add(frozenset((each.one, each.other)))
+    wins = wins_right(answers_, worth=worth)
+    enough = [right for key, right in wins.items() if len(runs[key]) >= LEAST_PAIRS]
+    share = statistics.mean(map(statistics.mean, enough)) if enough else math.nan
+    return (
+        f"  (cheaper card right {share:.0%} over the {len(enough)} of {len(wins)} cells of at "
+        f"least {LEAST_PAIRS} pairs of runs)"
+    )
+
+
 def surely_right(asked: Iterable[Asked], worth: Worth | None = None) -> str:
     """How many price questions the bands decide, and how many of those as measured."""
     right, count = [], 0
@@ -326,13 +350,42 @@ def split_alike(fits: LeftOut) -> None:
     for (kind, winner), right in sorted(wins_right(found, worth=listed_ratios).items()):
         print(f"    {kind}, where {winner} is cheaper: {len(right)}, {statistics.mean(right):.0%}")
     by_bandwidth(found, listed_ratios)
+    print(often_right(found, listed_ratios))
+    biases(found)
     alike = [each for each in found if is_one_version(each.one, each.other)]
     other = [each for each in found if OUTLIER not in _versions(each)]
     report(f"  without vLLM {OUTLIER}, which ran by its defaults on H200", other, listed_ratios)
     report("  of one vLLM version", alike, listed_ratios)
     by_bandwidth(alike, listed_ratios)
+    print(often_right(alike, listed_ratios))
+    report(
+        "  the versions of both sides told", [told_versions(each) for each in found], listed_ratios
+    )
     seen = answers(pairs, fits, "count", is_load_told=True)
     report("  the same, the model's other numbers of GPUs seen by the fit", seen, listed_ratios)
+
+
+def told_versions(each: Asked) -> Asked:
+    """The same answer, told the vLLM versions of both runs as far as they say which."""
+    here, there = _versions(each)
+    if NOT_STATED in (here, there):
+        return each
+    known = [run for run in published_runs() if run.model != each.one.model]
+    return replace(each, found=of_version(each.question, each.found, known, here=here, there=there))
+
+
+def biases(asked: Sequence[Asked]) -> None:
+    """The signed error by pair of GPUs, model and versions: whether one GPU is taken for too slow.
+
+    If it were, its errors would have one sign with every model and version.
+    """
+    found: dict[tuple[str, ...], list[float]] = defaultdict(list)
+    for each in asked:
+        if each.one.gpu < each.other.gpu:
+            setup = f"{each.one.model} {each.one.dtype}", " to ".join(_versions(each))
+            found[each.one.gpu, each.other.gpu, *setup].append(each.off)
+    for (one, other, *setup), off in sorted(found.items()):
+        print(f"    {one} to {other}, {', '.join(setup)}: {len(off)}, {np.median(off):+.3f}")
 
 
 def by_bandwidth(asked: Sequence[Asked], worth: Worth | None = None) -> None:

@@ -481,7 +481,8 @@ def what_if(
     about on the other GPU (or on the same one), by default the same. `itl_seconds` and
     `ttft_seconds` are mean latencies measured with it. `to_gpus`: that many GPUs, in the split into
     engines with the highest throughput (`splits`); else one engine of `gpus`. Given two engine
-    versions, the effect of the change on published runs is included. `price` and `to_price` are the
+    versions, the effect of the change on published runs of the model is included; if there are
+    none, the band is wider. `price` and `to_price` are the
     GPU prices of both sides, as in `analyze` (default: the offers of the price list): `choice` says
     which gives more tokens per dollar, and what would change that. Unknown, with the reason, if
     there is no honest answer; InputError for unknown names.

@@ -7,6 +7,7 @@ from vllm_capacity.errors import InputError
 from vllm_capacity.facts.gpus import find_gpu
 from vllm_capacity.facts.llms import find_llm
 from vllm_capacity.verdicts.hardware.elsewhere import (
+    answer_elsewhere,
     best_split,
     full_from_light,
     moved_curve,
@@ -126,6 +127,32 @@ def test_a_version_that_nobody_published_makes_the_answer_unknown():
     effect = version_effect(question(), published_runs(), here="0.17.0", there="0.30.0")
     assert "no published pair of vLLM 0.17.0 and 0.30.0" in effect.reason
     assert not with_version(ASK(question()), effect).is_known
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "words", "more"),
+    [
+        pytest.param("0.18.0", None, "assuming vLLM 0.18.0 on the other side", 0.0, id="one named"),
+        pytest.param("0.30.0", "0.30.0", "vLLM 0.30.0 on both sides", 0.0, id="the same"),
+        pytest.param("0.15.1", "0.18.0", "hence the wider band", 0.15, id="of unknown effect"),
+        pytest.param("0.15.1", "0.30.0", "no published pair of vLLM 0.15.1", None, id="too new"),
+        pytest.param("0.5.4", "0.18.0", "no published pair of vLLM 0.5.4", None, id="too old"),
+        pytest.param("nightly", "0.18.0", "no published pair", None, id="not a number"),
+    ],
+)
+def test_an_engine_version_that_no_pair_of_the_model_shows(here, there, words, more):
+    """Nothing is answered where versions lie outside those of any published pair."""
+    asked = question(llm=find_llm("Qwen3-235B-A22B"))
+    plain = answer_elsewhere(asked)
+    found = answer_elsewhere(asked, engine_version=here, to_engine_version=there)
+    if more is None:
+        assert words in found.reason
+        return
+    assert words in found.sources
+    assert found.mid == plain.mid
+    half = math.log(plain.high / plain.mid)
+    assert math.log(found.high / found.mid) == pytest.approx(math.hypot(half, more))
+    assert found.itl_seconds.high >= plain.itl_seconds.high
 
 
 def test_a_light_load_tells_of_a_full_one():

@@ -91,7 +91,11 @@ from vllm_capacity.verdicts.hardware.question import question_of
 @click.option(
     "--engine-version", default=None, help="vLLM version of the measurement, such as 0.18.0."
 )
-@click.option("--to-engine-version", default=None, help="vLLM version to estimate for.")
+@click.option(
+    "--to-engine-version",
+    default=None,
+    help="vLLM version to estimate for; default: --engine-version.",
+)
 @click.option("--usd-per-hour", help="Price per hour of the measured GPU: 1.64, or 1.2 to 1.9.")
 @click.option(
     "--to-usd-per-hour", help="Price per hour of the other GPU; default: the price list's."

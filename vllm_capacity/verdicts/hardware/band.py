@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
+from vllm_capacity.estimate import Estimate
 from vllm_capacity.verdicts.hardware.question import Question
 from vllm_capacity.verdicts.hardware.side import Side, have_tables
 
@@ -118,6 +120,22 @@ def widened(
     is_load_known = question.load.clients is not None
     is_sure = is_timed and is_load_known and have_tables(one, other)
     return half if is_near or is_sure else half * FAR_FACTOR
+
+
+def wider(found: Estimate, more: float, *basis: str, share: float = 1.0) -> Estimate:
+    """`share` of an estimate, with `more` added to both halves of its band, in logarithms.
+
+    `basis` says why. The numbers of bounds, of a low end of 0 and with nothing to add stay.
+    """
+    found = replace(found, basis=(*found.basis, *basis))
+    if not more or not found.low or found.mid is None or found.high is None:
+        return found
+    down, up = (
+        math.hypot(math.log(ratio), more)
+        for ratio in (found.mid / found.low, found.high / found.mid)
+    )
+    mid = share * found.mid
+    return replace(found, low=mid * math.exp(-down), mid=mid, high=mid * math.exp(up))
 
 
 def reach(

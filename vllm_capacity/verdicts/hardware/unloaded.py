@@ -29,6 +29,7 @@ from vllm_capacity.estimate import Estimate, Figures
 from vllm_capacity.facts.gpus import GpuSpan
 from vllm_capacity.facts.llms import Llm
 from vllm_capacity.record import Record
+from vllm_capacity.verdicts.hardware.band import wider
 from vllm_capacity.verdicts.hardware.elsewhere import (
     MOST_TIMES,
     Ask,
@@ -249,14 +250,7 @@ def in_production(found: Estimate, *, is_timed: bool = True) -> Estimate:
     `is_timed`: kernels of its weight type were timed on its GPU.
     """
     share, more = (1.0, PRODUCTION_HALF_WIDTH) if is_timed else (UNTIMED_SHARE, UNTIMED_HALF_WIDTH)
-    if found.low is None or found.mid is None or found.high is None or found.low <= 0:
-        return found
-    down, up = (
-        math.hypot(math.log(ratio), more)
-        for ratio in (found.mid / found.low, found.high / found.mid)
-    )
-    mid = share * found.mid
-    return replace(found, low=mid * math.exp(-down), mid=mid, high=mid * math.exp(up))
+    return wider(found, more, share=share)
 
 
 def _unlike(question: Question) -> str:
