@@ -17,6 +17,8 @@ from vllm_capacity.verdicts.hardware.elsewhere import (
     within_targets,
 )
 from vllm_capacity.verdicts.hardware.question import Load, Question
+from vllm_capacity.verdicts.hardware.serving import Machine, shipped_calibration
+from vllm_capacity.verdicts.hardware.side import side
 from vllm_capacity.verdicts.hardware.what_if import published_runs, what_if
 from vllm_capacity.verdicts.saturation.slo import SloLoad
 
@@ -153,6 +155,17 @@ def test_an_engine_version_that_no_pair_of_the_model_shows(here, there, words, m
     half = math.log(plain.high / plain.mid)
     assert math.log(found.high / found.mid) == pytest.approx(math.hypot(half, more))
     assert found.itl_seconds.high >= plain.itl_seconds.high
+
+
+def test_a_moved_time_to_first_token_is_in_proportion_to_the_measured_one():
+    asked = question(load=Load(clients=64))
+    here, there = (
+        side(asked.job_here, Machine(gpu, gpu.tensor_tflops), shipped_calibration(), clients=64)
+        for gpu in (asked.from_gpu.rows[0], asked.to_gpu.rows[0])
+    )
+    for ratio in (0.1, 10.0):
+        (moved,) = moved_curve(asked, [SloLoad(64, 3000.0, None, ratio)], ASK)
+        assert moved.ttft_ratio == pytest.approx(ratio * there.ttft_seconds / here.ttft_seconds)
 
 
 def test_a_light_load_tells_of_a_full_one():

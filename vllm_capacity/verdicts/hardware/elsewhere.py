@@ -51,6 +51,11 @@ MOST_TIMES = 32.0
 From 4 clients to 128 nine in ten lie inside, from 4 to 256 fewer.
 """
 _ALL_MISSED = 1e9
+_SHORT_SECONDS = 1e-9
+"""A latency so short that the GPU explains all of it: then that on the other GPU is in proportion.
+
+A curve has latencies over their targets, not seconds of which a part could be carried over.
+"""
 
 
 def answer_elsewhere(
@@ -206,11 +211,13 @@ def _moved(question: Question, load: SloLoad, ask: Ask) -> SloLoad:
         output_tokens_per_second=load.output_tokens_per_second,
         load=Load(clients=max(load.running, 1.0)),
         at=None,
-        itl_seconds=1.0,
-        ttft_seconds=1.0,
+        itl_seconds=_SHORT_SECONDS,
+        ttft_seconds=_SHORT_SECONDS,
     )
     found = ask(asked)
-    itl, ttft = found.itl_seconds.mid, found.ttft_seconds.mid
+    itl, ttft = (
+        each.scaled(1 / _SHORT_SECONDS).mid for each in (found.itl_seconds, found.ttft_seconds)
+    )
     return replace(
         load,
         output_tokens_per_second=found.mid or 0.0,
