@@ -36,6 +36,7 @@ from whatif_runs import (
     Pair,
     every_run,
     is_one_version,
+    kv_dtype,
     light_pairs,
     load_of,
     machine_of,
@@ -152,7 +153,12 @@ def question_from(one: Measurement, other: Measurement, *, is_load_told: bool) -
 
 
 def answers(
-    pairs: Iterable[Pair], fits: LeftOut | None, left_out: str, *, is_load_told: bool
+    pairs: Iterable[Pair],
+    fits: LeftOut | None,
+    left_out: str,
+    *,
+    is_load_told: bool,
+    is_kv_told: bool = False,
 ) -> list[Asked]:
     """Both directions of each pair, asked without the runs that share what is left out."""
     found = []
@@ -164,6 +170,8 @@ def answers(
             fitted = fits.of(left_out, left)
         for one, other in (pair, pair[::-1]):
             asked = question_from(one, other, is_load_told=is_load_told)
+            if is_kv_told:
+                asked = replace(asked, kv_dtype=kv_dtype(one), to_kv_dtype=kv_dtype(other))
             found.append(Asked(one, other, asked, _ask(asked, known, fitted)))
     return found
 
@@ -361,6 +369,8 @@ def split_alike(fits: LeftOut) -> None:
     report(
         "  the versions of both sides told", [told_versions(each) for each in found], listed_ratios
     )
+    stored = answers(pairs, fits, "model", is_load_told=True, is_kv_told=True)
+    report("  the types of both KV caches told", stored, listed_ratios)
     seen = answers(pairs, fits, "count", is_load_told=True)
     report("  the same, the model's other numbers of GPUs seen by the fit", seen, listed_ratios)
 

@@ -35,6 +35,8 @@ SEQUENCES_2024 = 256
 """The default `max_num_seqs` of vLLM 0.5, on every GPU."""
 
 NOT_STATED = "not stated"
+SIXTEEN_BITS = ("0.17.0",)
+"""The versions of vLLM whose silicon runs on Blackwell had a KV cache of 16 bits."""
 
 Pair = tuple[Measurement, Measurement]
 
@@ -129,6 +131,12 @@ def silicon_sweeps() -> Iterator[list[Measurement]]:
 def is_one_version(one: Measurement, other: Measurement) -> bool:
     """Whether two runs were of one version of vLLM, as far as both say which."""
     return one.engine_version == other.engine_version != NOT_STATED
+
+
+def kv_dtype(run: Measurement) -> str:
+    """The type of a silicon run's KV cache, by the recipe that started it (`data/README.md`)."""
+    is_blackwell = find_gpu(run.gpu).rows[0].family == "Blackwell"
+    return "fp8" if is_blackwell and run.engine_version not in SIXTEEN_BITS else "auto"
 
 
 def light_pairs() -> list[Pair]:

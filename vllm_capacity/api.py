@@ -472,6 +472,8 @@ def what_if(
     to_gpus: int | None = None,
     engine_version: str | None = None,
     to_engine_version: str | None = None,
+    kv_dtype: str = "auto",
+    to_kv_dtype: str | None = None,
     price: float | str | None = None,
     to_price: float | str | None = None,
 ) -> WhatIf:
@@ -482,7 +484,8 @@ def what_if(
     `ttft_seconds` are mean latencies measured with it. `to_gpus`: that many GPUs, in the split into
     engines with the highest throughput (`splits`); else one engine of `gpus`. Given two engine
     versions, the effect of the change on published runs of the model is included; if there are
-    none, the band is wider. `price` and `to_price` are the
+    none, the band is wider. `kv_dtype` is the type of the KV cache (auto: 16 bits), `to_kv_dtype`
+    that on the other side (default: the same). `price` and `to_price` are the
     GPU prices of both sides, as in `analyze` (default: the offers of the price list): `choice` says
     which gives more tokens per dollar, and what would change that. Unknown, with the reason, if
     there is no honest answer; InputError for unknown names.
@@ -506,6 +509,8 @@ def what_if(
         at_requests_per_second=at_requests_per_second,
         itl_seconds=itl_seconds,
         ttft_seconds=ttft_seconds,
+        kv_dtype=kv_dtype,
+        to_kv_dtype=to_kv_dtype,
     )
     return answer_elsewhere(
         question,

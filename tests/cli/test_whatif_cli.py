@@ -109,6 +109,15 @@ def test_another_version_is_answered_where_runs_of_both_were_published():
     assert "versions published of it: 0.16.0, 0.17.0" in unknown["reason"]
 
 
+def test_the_type_of_the_kv_cache_may_differ():
+    asked = {"clients": "512", "kv_dtype": "auto"}
+    plain, small = (
+        json.loads(run("--json", **asked, to_kv_dtype=dtype).stdout) for dtype in ("auto", "fp8")
+    )
+    assert small["mid"] > plain["mid"]
+    assert "KV cache in auto, then fp8" in small["basis"]
+
+
 def test_a_published_name_of_a_type_is_understood():
     named = run("--json", dtype="MXFP4 weights").stdout
     assert named == run("--json").stdout

@@ -321,6 +321,43 @@ def test_decoding_with_latent_attention_takes_what_its_kernel_took(gpu, seconds)
     assert long - short == pytest.approx(seconds, rel=0.15)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "gpus", "clients", "prompt", "rate", "truth"),
+    [
+        # Runs of MiniMax-M2.5 with FP8 KV caches, B200 and B300, vLLM 0.19.0 (silicon_vllm.csv).
+        pytest.param("fp8", 2, 512, 1024.0, 9063.0, 9448.0, id="512 clients"),
+        pytest.param("nvfp4", 1, 32, 8192.0, 1428.0, 1455.0, id="long prompts"),
+    ],
+)
+def test_an_fp8_kv_cache_holds_twice_as_many_requests(dtype, gpus, clients, prompt, rate, truth):
+    asked = question(
+        llm=find_llm("MiniMax-M2.5"),
+        dtype=dtype,
+        to_dtype=dtype,
+        from_gpu=find_gpu("B200-180GB-SXM"),
+        to_gpu=find_gpu("B300-SXM"),
+        gpus=gpus,
+        output_tokens_per_second=rate,
+        input_tokens=prompt,
+        output_tokens=1024.0,
+        load=Load(clients=clients),
+    )
+    sixteen, eight = what_if(asked), what_if(replace(asked, kv_dtype="fp8"))
+    assert eight.mid == pytest.approx(truth, rel=0.05)
+    assert sixteen.mid > 1.15 * truth
+    assert "KV cache in fp8, then fp8" in eight.sources
+
+
+def test_another_type_of_kv_cache_is_another_setup():
+    asked = question(to_gpu=find_gpu("A100-80GB-SXM"), load=Load(clients=64))
+    found = what_if(replace(asked, to_kv_dtype="fp8"), published=measurements())
+    assert found.label != "same"
+    assert found.mid > 1500.0
+    assert what_if(replace(asked, kv_dtype="fp8")).mid == 1500.0
+    with pytest.raises(InputError, match="No KV-cache type"):
+        question(to_kv_dtype="mxfp4")
+
+
 def test_a_published_pair_answers_first_and_is_named():
     asked = question(
         **GPT_OSS, output_tokens_per_second=5180.0, input_tokens=215.0, output_tokens=194.0

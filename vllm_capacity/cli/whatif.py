@@ -46,6 +46,12 @@ from vllm_capacity.verdicts.hardware.question import question_of
     help="Weight type of the measurement; auto: as published.",
 )
 @click.option("--to-dtype", default=None, help="Weight type on the other GPU; default: --dtype.")
+@click.option(
+    "--kv-dtype", default="auto", show_default=True, help="KV cache type: auto (16 bits) or fp8."
+)
+@click.option(
+    "--to-kv-dtype", default=None, help="KV cache type on the other GPU; default: --kv-dtype."
+)
 @click.option("--gpus", type=int, default=1, show_default=True, help="GPUs of the measured engine.")
 @click.option("--to-gpu", required=True, help="GPU to estimate: gpu-form_factor, or gpu-any.")
 @click.option(
@@ -109,6 +115,8 @@ def whatif(
     output_tokens: float,
     dtype: str,
     to_dtype: str | None,
+    kv_dtype: str,
+    to_kv_dtype: str | None,
     gpus: int,
     to_gpu: str,
     clients: float | None,
@@ -148,6 +156,8 @@ def whatif(
         at_requests_per_second=at_requests_per_second,
         itl_seconds=None if itl_ms is None else itl_ms / 1e3,
         ttft_seconds=None if ttft_ms is None else ttft_ms / 1e3,
+        kv_dtype=kv_dtype,
+        to_kv_dtype=to_kv_dtype,
     )
     found = answer_elsewhere(
         question,

@@ -120,6 +120,16 @@ class Llm:
         scale = 1.0 if self.attention == "linear-hybrid" else kv_scale(kv_dtype)
         return self.kv_fixed_bytes_per_sequence_bf16 * scale
 
+    def with_kv_cache(self, kv_dtype: str) -> Llm:
+        """The model with KV bytes as of a cache of that type; InputError for an unknown one."""
+        if kv_scale(kv_dtype) == 1.0:
+            return self
+        return replace(
+            self,
+            kv_bytes_per_token_bf16=round(self.kv_bytes_per_token(kv_dtype)),
+            kv_fixed_bytes_per_sequence_bf16=round(self.kv_fixed_bytes_per_sequence(kv_dtype)),
+        )
+
     def sequence_bytes(self, tokens: float, kv_dtype: str = "auto") -> float:
         """KV bytes of one sequence of `tokens` tokens; windows count only as far as filled."""
         fixed = self.kv_fixed_bytes_per_sequence(kv_dtype)

@@ -288,7 +288,11 @@ def full_from_light(question: Question, ask: Ask, *, admitted: float | None = No
     extrapolation, shown next to a measured bound.
     """
     same = replace(
-        question, to_gpu=question.from_gpu, to_dtype=question.dtype, to_gpus=question.gpus
+        question,
+        to_gpu=question.from_gpu,
+        to_dtype=question.dtype,
+        to_gpus=question.gpus,
+        to_kv_dtype=None,
     )
     asked, is_full = heaviest_load(same, admitted=admitted)
     found = ask(replace(same, at=Load(clients=asked)))

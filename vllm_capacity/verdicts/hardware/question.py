@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.facts.gpus import GIB, Gpu, GpuSpan, find_gpu, gpus
-from vllm_capacity.facts.llms import Llm, find_llm, weight_dtype
+from vllm_capacity.facts.llms import Llm, find_llm, kv_scale, weight_dtype
 from vllm_capacity.verdicts.hardware.serving import (
     Job,
     Machine,
@@ -64,7 +64,8 @@ class Question:
 
     `gpus` is the engine's GPU count in the measurement, `to_gpus` on the other side (None: the
     same). `at` is the load on the other side (None: that of the measurement). `itl_seconds` and
-    `ttft_seconds` are mean latencies measured with the rate, if known.
+    `ttft_seconds` are mean latencies measured with the rate, if known. `kv_dtype` is the type of
+    the KV cache (auto: 16 bits), `to_kv_dtype` that on the other side (None: the same).
     """
 
     llm: Llm
@@ -81,9 +82,12 @@ class Question:
     to_gpus: int | None = None
     itl_seconds: float | None = None
     ttft_seconds: float | None = None
+    kv_dtype: str = "auto"
+    to_kv_dtype: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse impossible measurements."""
+        kv_scale(self.kv_dtype), kv_scale(self.kv_dtype_there)
         numbers = [self.output_tokens_per_second, self.input_tokens, self.output_tokens]
         numbers += [n for n in (self.itl_seconds, self.ttft_seconds) if n is not None]
         counts = (self.gpus, self.gpus_there)
@@ -107,15 +111,25 @@ class Question:
         return self.gpus if self.to_gpus is None else self.to_gpus
 
     @property
+    def kv_dtype_there(self) -> str:
+        """The type of the KV cache on the other side."""
+        return self.kv_dtype if self.to_kv_dtype is None else self.to_kv_dtype
+
+    @property
+    def is_alike(self) -> bool:
+        """Whether both sides have one load, number of GPUs and type of KV cache."""
+        here, there = self.llm.with_kv_cache(self.kv_dtype), self.job_there.llm
+        return self.at is None and self.gpus_there == self.gpus and here == there
+
+    @property
     def load_there(self) -> Load:
         """The load on the other side: the one asked about, else that of the measurement."""
         return self.load if self.at is None else self.at
 
     @property
     def is_same_setup(self) -> bool:
-        """Whether both sides have the same GPU type, weight type and count."""
-        here = self.from_gpu, self.dtype, self.gpus
-        return here == (self.to_gpu, self.to_dtype, self.gpus_there)
+        """Whether both sides have the same GPU type and count, weight and KV-cache types."""
+        return (self.from_gpu, self.job_here) == (self.to_gpu, self.job_there)
 
     @property
     def offered_tokens_per_second(self) -> float | None:
@@ -136,7 +150,8 @@ class Question:
     @property
     def job_here(self) -> Job:
         """The work on the measured side."""
-        return Job(self.llm, self.dtype, self.gpus, self.input_tokens, self.output_tokens)
+        llm = self.llm.with_kv_cache(self.kv_dtype)
+        return Job(llm, self.dtype, self.gpus, self.input_tokens, self.output_tokens)
 
     @property
     def job_there(self) -> Job:
@@ -145,7 +160,8 @@ class Question:
 
     def job_as(self, dtype: str) -> Job:
         """The work on the other side at a weight type."""
-        return Job(self.llm, dtype, self.gpus_there, self.input_tokens, self.output_tokens)
+        llm = self.llm.with_kv_cache(self.kv_dtype_there)
+        return Job(llm, dtype, self.gpus_there, self.input_tokens, self.output_tokens)
 
 
 def question_of(
@@ -165,11 +181,13 @@ def question_of(
     at_requests_per_second: float | None = None,
     itl_seconds: float | None = None,
     ttft_seconds: float | None = None,
+    kv_dtype: str = "auto",
+    to_kv_dtype: str | None = None,
 ) -> Question:
     """The question for these names and numbers.
 
-    `dtype` None: the weights as published; `to_dtype` None: the same on the other GPU. InputError
-    for unknown names and impossible measurements.
+    `dtype` None: the weights as published; `to_dtype` and `to_kv_dtype` None: the same on the other
+    GPU. InputError for unknown names and impossible measurements.
     """
     llm = find_llm(model)
     measured = llm.weights_dtype if dtype is None else weight_dtype(dtype)
@@ -188,6 +206,8 @@ def question_of(
         at=at if at.is_known else None,
         itl_seconds=itl_seconds,
         ttft_seconds=ttft_seconds,
+        kv_dtype=kv_dtype,
+        to_kv_dtype=to_kv_dtype,
     )
 
 

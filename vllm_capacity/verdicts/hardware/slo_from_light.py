@@ -133,7 +133,7 @@ class _FromLight:
 
     @cached_property
     def _same(self) -> Question:
-        asked = self.question
+        asked = replace(self.question, to_kv_dtype=None)
         return replace(asked, to_gpu=asked.from_gpu, to_dtype=asked.dtype, to_gpus=asked.gpus)
 
     @cached_property

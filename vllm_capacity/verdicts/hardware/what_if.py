@@ -349,8 +349,7 @@ class _Asking:
     def _throughput(self) -> tuple[Estimate, str]:
         """Output tokens per second there, and its label."""
         question = self.question
-        is_plain = question.at is None and question.gpus_there == question.gpus
-        found = measured_ratio(question, self.published) if is_plain else None
+        found = measured_ratio(question, self.published) if question.is_alike else None
         if found and question.load.is_known:
             return found, TESTED
         scaled = self._scaled()
@@ -419,7 +418,7 @@ class _Asking:
 
     def _correction(self) -> tuple[float, float]:
         """What published pairs of the model add to the logarithm of the ratio, and their weight."""
-        if self.question.at is not None or self.question.gpus_there != self.question.gpus:
+        if not self.question.is_alike:
             return 0.0, 0.0
 
         def by_arithmetic(asked: Question) -> float:
@@ -585,6 +584,8 @@ class _Asking:
         )
         here, there = question.load.clients, question.load_there.clients
         yield f"{side_words(one, here)}, then {side_words(other, there)}"
+        if one.job.llm != question.llm or other.job.llm != question.llm:
+            yield f"KV cache in {question.kv_dtype}, then {question.kv_dtype_there}"
         yield from self._explained_words(one)
         for each in dict.fromkeys((kernel_words(one), kernel_words(other))):
             if each:
