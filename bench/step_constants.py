@@ -60,6 +60,12 @@ SPREAD = np.array([1.0, 1.0, 2.0, 1.0, 1.0])
 fit starts."""
 MOST_LAYERS = 1500
 """Of the timed layers of experts of one weight type, how many a fit takes (drawn by chance)."""
+LATENT_RANK, LATENT_ROPE = 512, 64
+"""Elements of a token's latent and of its rotary key, in DeepSeek and Kimi."""
+LEAST_CONTEXT, LEAST_ADDED = 512, 0.25
+"""The context that longer ones are compared with, and by which share they must lengthen a block."""
+LEAST_SEQUENCES = 16
+"""From how many sequences on latent attention occupies a GPU; with fewer it is little of a step."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +97,6 @@ def steps_of(rows: pl.DataFrame) -> Steps:
     keys = list(rows.select("model", "dtype", "gpus").iter_rows())
     known = {key: step_time.step_work(find_llm(key[0]), *key[1:]) for key in set(keys)}
     return Steps(rows, stacked([known[key] for key in keys]))
-
-
-LATENT_RANK, LATENT_ROPE = 512, 64
-"""Elements of a token's latent and of its rotary key, in DeepSeek and Kimi."""
-LEAST_CONTEXT, LEAST_ADDED = 512, 0.25
-"""The context that longer ones are compared with, and by which share they must lengthen a block."""
-LEAST_SEQUENCES = 16
-"""From how many sequences on latent attention occupies a GPU; with fewer it is little of a step."""
 
 
 Part = Callable[[Steps, Roof], np.ndarray]

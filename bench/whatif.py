@@ -158,7 +158,7 @@ def answers(
     left_out: str,
     *,
     is_load_told: bool,
-    is_kv_told: bool = False,
+    is_kv_given: bool = False,
 ) -> list[Asked]:
     """Both directions of each pair, asked without the runs that share what is left out."""
     found = []
@@ -170,7 +170,7 @@ def answers(
             fitted = fits.of(left_out, left)
         for one, other in (pair, pair[::-1]):
             asked = question_from(one, other, is_load_told=is_load_told)
-            if is_kv_told:
+            if is_kv_given:
                 asked = replace(asked, kv_dtype=kv_dtype(one), to_kv_dtype=kv_dtype(other))
             found.append(Asked(one, other, asked, _ask(asked, known, fitted)))
     return found
@@ -366,17 +366,16 @@ def split_alike(fits: LeftOut) -> None:
     report("  of one vLLM version", alike, listed_ratios)
     by_bandwidth(alike, listed_ratios)
     print(often_right(alike, listed_ratios))
-    report(
-        "  the versions of both sides told", [told_versions(each) for each in found], listed_ratios
-    )
-    stored = answers(pairs, fits, "model", is_load_told=True, is_kv_told=True)
-    report("  the types of both KV caches told", stored, listed_ratios)
+    named = [with_versions(each) for each in found]
+    report("  the versions of both sides given", named, listed_ratios)
+    stored = answers(pairs, fits, "model", is_load_told=True, is_kv_given=True)
+    report("  the types of both KV caches given", stored, listed_ratios)
     seen = answers(pairs, fits, "count", is_load_told=True)
     report("  the same, the model's other numbers of GPUs seen by the fit", seen, listed_ratios)
 
 
-def told_versions(each: Asked) -> Asked:
-    """The same answer, told the vLLM versions of both runs as far as they say which."""
+def with_versions(each: Asked) -> Asked:
+    """The same answer, given the vLLM versions of both runs as far as they say which."""
     here, there = _versions(each)
     if NOT_STATED in (here, there):
         return each
