@@ -3,6 +3,7 @@
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import polars as pl
 import pytest
 
 from vllm_capacity.analysis import Analysis
@@ -140,7 +141,9 @@ FULL = stretch(10, 40, "kv-bound", "full/0")
 )
 def test_load_is_balanced_between_engines_of_one_model(others, expected):
     models = {"full/0": "chat", "free/0": "chat", "code/0": "code"}
-    found = imbalance([FULL, *others], models)
+    rows = [(one.start, one.end, one.engine, one.regime) for one in (FULL, *others)]
+    stretches = pl.DataFrame(rows, schema=["start", "end", "engine", "regime"], orient="row")
+    found = imbalance(stretches, models)
     assert (found and (found.limited, found.free)) == expected
 
 

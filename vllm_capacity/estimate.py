@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cache
 
@@ -254,10 +254,9 @@ class Figures(Record):
 
     def __post_init__(self) -> None:
         """Units, for whoever reads an estimate by itself."""
-        for one in fields(self):
-            value = getattr(self, one.name)
+        for name, value in list(vars(self).items()):
             if isinstance(value, Estimate) and not value.unit:
-                object.__setattr__(self, one.name, replace(value, unit=unit_of(one.name)))
+                object.__setattr__(self, name, replace(value, unit=unit_of(name)))
 
 
 @cache

@@ -15,6 +15,7 @@ import polars as pl
 from vllm_capacity.answer import Answer
 from vllm_capacity.assumptions import Slo
 from vllm_capacity.facts.metrics import PREEMPTIONS
+from vllm_capacity.figures.steps import engine_frames
 from vllm_capacity.figures.traffic import total
 from vllm_capacity.verdicts.saturation import regimes
 from vllm_capacity.verdicts.saturation.arrays import highest
@@ -135,7 +136,7 @@ def _nearest_first(fits: Sequence[SaturationFit]) -> list[SaturationFit]:
 
 
 def _own(steps: pl.DataFrame, engine: str) -> pl.DataFrame:
-    return regimes.engine_frames(steps)[engine]
+    return engine_frames(steps)[engine]
 
 
 def _minutes() -> pl.Expr:

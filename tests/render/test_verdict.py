@@ -1,5 +1,6 @@
 import itertools
 
+import polars as pl
 import pytest
 from answer_by_hand import (
     ANSWER,
@@ -32,7 +33,9 @@ NO_LIMIT = {"saturation__bottleneck": None}
 def fleet(*stretches):
     """Regimes over time, each as (engine, from minute, to minute, regime)."""
     rows = [stretch(start, end, name, "seen", engine=e) for e, start, end, name in stretches]
-    return {"saturation__regimes": tuple(rows), "saturation__imbalance": imbalance(rows)}
+    columns = ("start", "end", "engine", "regime")
+    frame = pl.DataFrame({name: [getattr(row, name) for row in rows] for name in columns})
+    return {"saturation__regimes": tuple(rows), "saturation__imbalance": imbalance(frame)}
 
 
 def advised(setting, effect):

@@ -6,15 +6,17 @@ import numpy as np
 import polars as pl
 import pytest
 from made_steps import START, made_steps, queued, steady
+from polars.testing import assert_frame_equal
 
 from vllm_capacity.estimate import Estimate
-from vllm_capacity.figures.steps import engine_steps
+from vllm_capacity.figures.steps import engine_frames, engine_steps
 from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.timerange import TimeRange
 from vllm_capacity.verdicts.saturation.capacity import fleet_sum, headroom, utilization
 from vllm_capacity.verdicts.saturation.fit import Stretch, engine_fits, saturation
 from vllm_capacity.verdicts.saturation.plateau import block_bootstrap
-from vllm_capacity.verdicts.saturation.regimes import BY_SEVERITY, engine_frames
+from vllm_capacity.verdicts.saturation.regimes import BY_SEVERITY
+from vllm_capacity.verdicts.saturation.stretches import regimes, stretch_frame
 
 HELD = 297.0
 """Output tokens/s that the recorded sweep held from 32 clients on, by its own summary."""
@@ -396,6 +398,21 @@ def test_evidence_is_made_when_it_is_read_and_once():
     assert (stretch.seconds, asked) == (60, [])
     assert (stretch.evidence, stretch.as_dict()) == ("why", given.as_dict())
     assert (stretch, asked) == (given, [1])
+
+
+def test_stretches_are_made_when_they_are_read_and_once(sweep):
+    steps = engine_steps(sweep, time_range=sweep.extent)
+    found = saturation(steps)
+    assert not isinstance(vars(found)["regimes"], tuple)
+    assert [one.regime for one in found.regimes] == regimes(steps)["regime"].to_list()
+    assert found.regimes is found.regimes
+
+
+def test_rows_of_stretches_are_those_with_evidence(two_replicas):
+    steps = engine_steps(two_replicas, time_range=two_replicas.extent)
+    judged = {fit.engine: fit.steps for fit in engine_fits(steps)}
+    assert_frame_equal(stretch_frame(judged), regimes(steps).drop("evidence"))
+    assert_frame_equal(stretch_frame({}), regimes(steps).drop("evidence").clear())
 
 
 @pytest.mark.parametrize(("count", "block"), [(2_100, 1), (10_080, 1), (43_200, 4)])

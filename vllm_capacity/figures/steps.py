@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from polars.datatypes import DataTypeClass
 
 from vllm_capacity.assumptions import TARGETS
@@ -36,7 +37,8 @@ _MINUTE_SECONDS = 59.5  # scrapes come a little late or early
 MINUTE_SECONDS = 60.0
 _MOST_EMPTY_STEPS = 120  # in a row; a longer run becomes one step
 
-
+Floats = NDArray[np.float64]
+Indices = NDArray[np.int64]
 Schema = dict[str, DataTypeClass | pl.DataType]
 
 STEP_SCHEMA: Schema = {
@@ -277,13 +279,18 @@ def minute_steps(window: Window, *, time_range: TimeRange, attempts: pl.DataFram
 
 def _with_ceiling(steps: pl.DataFrame) -> pl.DataFrame:
     """The steps with the columns of `STEP_SCHEMA`; computes `at_ceiling_share`."""
-    ceiling = steps.select(pl.col("running_max").max().over(_ENGINE) - 1).to_series()
-    shares = _at_ceiling_shares(steps.get_column("running_while_waiting"), ceiling)
+    ceiling = steps.select((pl.col("running_max").max().over(_ENGINE) - 1).fill_null(np.nan))
+    shares = _at_ceiling_shares(
+        steps.get_column("running_while_waiting"), ceiling.to_series().to_numpy()
+    )
     return steps.with_columns(at_ceiling_share=shares).select(list(STEP_SCHEMA))
 
 
-def _at_ceiling_shares(running: pl.Series, ceiling: pl.Series) -> pl.Series:
-    """The share of each list that is at least its ceiling; null if nothing is known."""
+def _at_ceiling_shares(running: pl.Series, ceiling: Floats) -> pl.Series:
+    """The share of each list that is at least its ceiling (nan: unknown); null if nothing is known.
+
+    `running` has a list per ceiling.
+    """
     counts = running.list.len().fill_null(0).to_numpy().astype(np.int64)
     rows = np.flatnonzero(counts)
     found = np.full(len(running), np.nan)
@@ -291,7 +298,7 @@ def _at_ceiling_shares(running: pl.Series, ceiling: pl.Series) -> pl.Series:
         each = running.explode(empty_as_null=False, keep_nulls=False).cast(pl.Float64)
         values = each.fill_null(np.nan).to_numpy()
         own = counts[rows]
-        is_at = values >= np.repeat(ceiling.fill_null(np.nan).to_numpy()[rows], own)
+        is_at = values >= np.repeat(ceiling[rows], own)
         begins = np.cumsum(own) - own
         known = np.add.reduceat(~np.isnan(values), begins, dtype=np.int64)
         at = np.add.reduceat(is_at, begins, dtype=np.int64)
@@ -307,41 +314,101 @@ def _of_minutes(
     Longer steps are aligned to the clock. Unobserved time between two minutes of an engine is a
     step with a gap. None if rows are read.
     """
-    steps = window.hourly("steps")
-    if steps is None:
+    kept = window.hourly("steps")
+    if kept is None:
         return None
-    # The largest frame of all: each is let go when the next is made.
-    steps = _with_ceiling(_of_engine(steps, only))
-    steps = _in_order(steps)
+    columns = {each.name: each for each in _of_engine(kept, only).iter_columns()}
+    del kept  # the largest frame of all: each column goes when the ordered one is made
+    steps = _in_order(columns)
     if step_seconds is not None and step_seconds > MINUTE_SECONDS:
         steps = _folded(steps, step_seconds)
-    untold = steps.select(
+    unobserved = _unobserved(steps)
+    if unobserved.is_empty():
+        return steps
+    return pl.concat([steps, unobserved], how="diagonal").sort(*_ENGINE, "start")
+
+
+def _unobserved(steps: pl.DataFrame) -> pl.DataFrame:
+    """A step with a gap for each time between two steps of an engine, from steps in order."""
+    is_apart = steps.select(pl.col("start").shift(-1) > pl.col("end")).to_series()
+    before = is_apart.fill_null(False).arg_true()
+    here, after = (steps.select(*_ENGINE, "start", "end")[at] for at in (before, before + 1))
+    is_same = pl.all_horizontal(pl.col(name).eq_missing(after[name]) for name in _ENGINE)
+    return here.select(
         *_ENGINE,
         start="end",
-        end=pl.col("start").shift(-1).over(_ENGINE),
+        end=after["start"],
         scrapes=pl.lit(0, pl.Int64),
         is_gap=pl.lit(True),
         is_restart=pl.lit(False),
-    ).filter(pl.col("end") > pl.col("start"))
-    if untold.is_empty():
-        return steps
-    return pl.concat([steps, untold], how="diagonal").sort(*_ENGINE, "start")
+    ).filter(is_same)
 
 
-def _in_order(steps: pl.DataFrame) -> pl.DataFrame:
+def _in_order(columns: dict[str, pl.Series]) -> pl.DataFrame:
     """The steps of each engine in order of time, from steps in that order within each piece.
 
-    Sorting by a number per engine takes a fraction of the time of sorting by names and times.
+    The columns of `STEP_SCHEMA`, from those of `minute_steps`, which are taken out one by one.
     """
-    engines = steps.select(_ENGINE).unique().sort(_ENGINE).with_row_index("number")
-    number = (
-        steps.select(_ENGINE)
-        .join(engines, on=_ENGINE, how="left", nulls_equal=True, maintain_order="left")
-        .get_column("number")
-        .to_numpy()
+    number = _engine_numbers(pl.DataFrame([columns[name] for name in _ENGINE]))
+    # Sorting by a short number per engine takes a fraction of the time of sorting by names.
+    short = number.astype(np.uint16) if number.max(initial=0) < 2**16 else number
+    order = pl.Series(np.argsort(short, kind="stable"), dtype=pl.get_index_type())
+    columns["at_ceiling_share"] = _minutes_at_ceiling(
+        columns.pop("running_while_waiting"), columns["running_max"], number
     )
-    short = number.astype(np.uint16) if engines.height < 2**16 else number
-    return steps.rechunk()[np.argsort(short, kind="stable")]
+    return pl.DataFrame([columns.pop(name).rechunk().gather(order) for name in STEP_SCHEMA])
+
+
+def _engine_numbers(steps: pl.DataFrame) -> Indices:
+    """The number of each step's engine, in order of names."""
+    firsts = _engine_runs(steps)
+    runs = steps.select(_ENGINE)[firsts]
+    names = runs.unique().sort(_ENGINE).with_row_index("number")
+    number = runs.join(names, on=_ENGINE, how="left", nulls_equal=True, maintain_order="left")
+    return np.repeat(number["number"].to_numpy(), np.diff(np.append(firsts, steps.height)))
+
+
+def _engine_runs(steps: pl.DataFrame) -> Indices:
+    """The first of each run of consecutive steps of one engine."""
+    is_other = pl.any_horizontal(pl.col(name).ne_missing(pl.col(name).shift()) for name in _ENGINE)
+    is_first = steps.select(is_other | (pl.int_range(pl.len()) == 0)).to_series()
+    return np.flatnonzero(is_first.to_numpy())
+
+
+def engine_frames(steps: pl.DataFrame) -> dict[str, pl.DataFrame]:
+    """The steps of each engine, in time order, by name (`instance/engine`).
+
+    They are slices of the frame if the steps of each engine are contiguous, as in an analysis: a
+    month of many engines is not copied.
+    """
+    firsts = _engine_runs(steps)
+    runs = steps.select(_ENGINE)[firsts].with_columns(
+        first=firsts, count=np.diff(np.append(firsts, steps.height))
+    )
+    if runs.select(_ENGINE).is_duplicated().any():
+        return engine_frames(steps.sort(*_ENGINE, "start"))
+    return {
+        f"{instance}/{name}": _by_time(steps.slice(first, count))
+        for instance, name, first, count in runs.sort(_ENGINE).iter_rows()
+    }
+
+
+def _by_time(steps: pl.DataFrame) -> pl.DataFrame:
+    return steps if steps["start"].is_sorted() else steps.sort("start")
+
+
+def _minutes_at_ceiling(
+    running_while_waiting: pl.Series, running_max: pl.Series, number: Indices
+) -> pl.Series:
+    """`at_ceiling_share` of minutes; the ceiling is that of the engine with this number."""
+    most = np.full(number.max(initial=0) + 1, np.nan)
+    np.fmax.at(most, number, running_max.fill_null(np.nan).to_numpy())
+    shares, begin = [pl.Series(dtype=pl.Float64)], 0
+    for lists in running_while_waiting.get_chunks():  # few at a time: there are tens of millions
+        end = begin + len(lists)
+        shares.append(_at_ceiling_shares(lists, most[number[begin:end]] - 1))
+        begin = end
+    return pl.concat(shares).alias("at_ceiling_share")
 
 
 def _folded(steps: pl.DataFrame, seconds: float) -> pl.DataFrame:

@@ -38,6 +38,7 @@ from vllm_capacity.facts.metrics import OUTPUT_LENGTH, PREFILL, PROMPT_LENGTH, P
 from vllm_capacity.figures import latency, traffic
 from vllm_capacity.figures.latency import Distribution
 from vllm_capacity.figures.makes import of_engines
+from vllm_capacity.figures.steps import engine_frames
 from vllm_capacity.record import Record
 from vllm_capacity.timerange import TimeRange
 from vllm_simulator.config import EngineConfig, EngineRequest, Request, StepTime
@@ -289,7 +290,8 @@ class _Model:
 
 def _latency_steps(steps: pl.DataFrame) -> tuple[Floats, Floats] | None:
     """Running requests and inter-token latency of the steps with both; None if too few."""
-    seen = steps.filter(
+    needed = ("running_mean", "itl_mean_seconds", "is_gap", "is_restart")
+    seen = steps.select(needed).filter(
         (pl.col("running_mean") >= _LEAST_RUNNING)
         & pl.col("itl_mean_seconds").is_not_null()
         & ~pl.col("is_gap")
@@ -343,21 +345,13 @@ def _arrivals(steps: pl.DataFrame) -> _Arrivals | None:
 
     Steps with a gap have no data and are left out; `_period` limits how many there may be.
     """
-    known = steps.filter(~pl.col("is_gap")).drop_nulls(
-        ["requests_per_second", "running_mean", "waiting_mean"]
-    )
-    seconds = (pl.col("end") - pl.col("start")).dt.total_microseconds() / 1e6
-    there = pl.col("running_mean") + pl.col("waiting_mean")
-    own = known.sort("instance", "engine", "start").with_columns(
-        seconds=seconds,
-        more=((there.shift(-1) - there.shift(1)).over("instance", "engine").fill_null(0.0) / 2),
-    )
+    found = [_arrivals_at(own) for own in engine_frames(steps).values()]
+    if not found:
+        return None
     together = (
-        own.group_by("start")
-        .agg(
-            seconds=pl.col("seconds").max(),
-            came=(pl.col("requests_per_second") * pl.col("seconds") + pl.col("more")).sum(),
-        )
+        pl.concat(found)
+        .group_by("start")
+        .agg(pl.col("seconds").max(), pl.col("came").sum())
         .sort("start")
     )
     if together.is_empty():
@@ -368,6 +362,23 @@ def _arrivals(steps: pl.DataFrame) -> _Arrivals | None:
         starts=together["start"].dt.epoch("us").to_numpy() / 1e6,
         seconds=together["seconds"].to_numpy(),
         counts=np.diff(total, prepend=0.0),
+    )
+
+
+def _arrivals_at(steps: pl.DataFrame) -> pl.DataFrame:
+    """Arrivals at one engine: start and seconds of each step without a gap, and how many came."""
+    seconds = (pl.col("end") - pl.col("start")).dt.total_microseconds() / 1e6
+    there = pl.col("running_mean") + pl.col("waiting_mean")
+    return (
+        steps.select("start", "is_gap", "requests_per_second", seconds=seconds, there=there)
+        .filter(~pl.col("is_gap"))
+        .drop_nulls(["requests_per_second", "there"])
+        .select(
+            "start",
+            "seconds",
+            came=pl.col("requests_per_second") * pl.col("seconds")
+            + (pl.col("there").shift(-1) - pl.col("there").shift(1)).fill_null(0.0) / 2,
+        )
     )
 
 

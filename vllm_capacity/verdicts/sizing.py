@@ -324,19 +324,20 @@ def busiest(steps: pl.DataFrame, *, is_latency_bound: bool) -> BusyTime:
     demand. `steps` as in `STEP_SCHEMA`; times are clock hours and minutes, averaged over their
     observed part. Unknown if no step observed output.
     """
-    seen = steps.drop_nulls("output_tokens_per_second").with_columns(
-        seconds=(pl.col("end") - pl.col("start")).dt.total_microseconds() / 1e6
-    )
+    seconds_of = (pl.col("end") - pl.col("start")).dt.total_microseconds() / 1e6
     # Sorted, so that sums have the same last digits in every call.
     together = (
-        seen.sort("start", maintain_order=True)
-        .group_by("start", maintain_order=True)
-        .agg(
-            seconds=pl.col("seconds").max(),
-            tokens=(pl.col("output_tokens_per_second") * pl.col("seconds")).sum(),
-            requests=(pl.col("requests_per_second") * pl.col("seconds")).sum(),
-            waiting=pl.col("waiting_max").sum(),
+        steps.select(
+            "start",
+            seconds=seconds_of,
+            tokens=pl.col("output_tokens_per_second") * seconds_of,
+            requests=pl.col("requests_per_second") * seconds_of,
+            waiting="waiting_max",
         )
+        .drop_nulls("tokens")
+        .sort("start", maintain_order=True)
+        .group_by("start", maintain_order=True)
+        .agg(pl.col("seconds").max(), pl.col("tokens", "requests", "waiting").sum())
     )
     if together.is_empty():
         return BusyTime(Estimate.unknown("no step of the window has an observed output"))

@@ -27,7 +27,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from vllm_capacity.estimate import CONFIDENCE, Estimate
-from vllm_capacity.figures.steps import Schema
+from vllm_capacity.figures.steps import Schema, engine_frames
 
 Floats = NDArray[np.float64]
 
@@ -52,7 +52,7 @@ STRETCH_SCHEMA: Schema = {
 }
 
 _STRETCH_COLUMNS = (
-    *("instance", "engine", "start", "end", "is_gap", "is_restart", "preemptions"),
+    *("start", "end", "is_gap", "is_restart", "preemptions"),
     *("output_tokens_per_second", "prompt_tokens_per_second", "itl_mean_seconds"),
     *("kv_cache_ratio_mean", "running_max", "running_mean", "waiting_mean"),
 )
@@ -115,17 +115,25 @@ def stretches(steps: pl.DataFrame) -> pl.DataFrame:
     restarts. Empty without any, or without ITL or KV usage.
     """
     seconds = (pl.col("end") - pl.col("start")).dt.total_microseconds() / 1e6
-    needed = ["itl_mean_seconds", "prompt_tokens_per_second", "kv_cache_ratio_mean"]
     good = (
-        steps.lazy()
-        .select(_STRETCH_COLUMNS)
-        .filter(~pl.col("is_gap"), ~pl.col("is_restart"))
-        .filter(pl.col("output_tokens_per_second") > 0, pl.col("itl_mean_seconds") > 0)
-        .drop_nulls(needed)
-        .with_columns(seconds=seconds)
-        .collect()
+        ~pl.col("is_gap")
+        & ~pl.col("is_restart")
+        & (pl.col("output_tokens_per_second") > 0)
+        & (pl.col("itl_mean_seconds") > 0)
+        & pl.col("prompt_tokens_per_second").is_not_null()
+        & pl.col("kv_cache_ratio_mean").is_not_null()
     )
-    length = max(_STRETCH_SECONDS, float(good["seconds"].sum()) / _MOST_STRETCHES)
+    whole = float(steps.select(seconds.filter(good).sum()).item())
+    length = max(_STRETCH_SECONDS, whole / _MOST_STRETCHES)
+    found = [
+        _engine_stretches(own.select(_STRETCH_COLUMNS).filter(good), seconds, length)
+        for own in engine_frames(steps).values()
+    ]
+    return pl.concat([pl.DataFrame(schema=STRETCH_SCHEMA), *found], rechunk=True)
+
+
+def _engine_stretches(steps: pl.DataFrame, seconds: pl.Expr, length: float) -> pl.DataFrame:
+    """The stretches of one engine, each of about `length` seconds: `STRETCH_SCHEMA`."""
     output = pl.col("output_tokens_per_second") * pl.col("seconds")
     # By Little's law, this many requests decode at a time. With random arrivals, an output token
     # shares its step with a random number of others: the mean of 1/N is then (1 − e^−n) / n.
@@ -145,13 +153,14 @@ def stretches(steps: pl.DataFrame) -> pl.DataFrame:
         "memory_bound_ratio": is_full.fill_null(False).cast(pl.Float64),
     }
     return (
-        good.with_columns(output_tokens=output, share_of_step=share_of_step)
+        steps.with_columns(seconds=seconds)
+        .with_columns(output_tokens=output, share_of_step=share_of_step)
         .with_columns(
             prompt_tokens=pl.col("prompt_tokens_per_second") * pl.col("seconds"),
             steps=pl.col("output_tokens") * pl.col("share_of_step"),
-            place=(pl.col("seconds").cum_sum().over("instance", "engine") / length).floor(),
+            place=(pl.col("seconds").cum_sum() / length).floor(),
         )
-        .group_by("instance", "engine", "place", maintain_order=True)
+        .group_by("place", maintain_order=True)
         .agg(
             pl.col("start").min(),
             pl.col("end").max(),

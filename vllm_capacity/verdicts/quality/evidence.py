@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, ClassVar
 
+import numpy as np
 import polars as pl
 
 from vllm_capacity.facts.metrics import GENERATION_TOKENS, REQUESTS
@@ -14,6 +15,7 @@ from vllm_capacity.figures import scrapes, traffic
 from vllm_capacity.figures.attempts import Attempts
 from vllm_capacity.figures.losses import Losses, scrape_paces
 from vllm_capacity.figures.scrapes import Gap, Outage, Restart
+from vllm_capacity.figures.steps import engine_frames
 from vllm_capacity.record import Record
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange, iso
@@ -117,14 +119,14 @@ def stale_gauges(steps: pl.DataFrame) -> pl.DataFrame:
     """
     is_still = (pl.col("running_mean") > 0) & (pl.col("output_tokens_per_second") == 0)
     spells: list[dict[str, Any]] = []
-    for (instance, engine), own in steps.group_by("instance", "engine", maintain_order=True):
-        marked = own.with_columns(is_still=is_still.fill_null(False)).with_columns(
-            spell=pl.col("is_still").rle_id()
-        )
-        for _, spell in marked.filter("is_still").group_by("spell", maintain_order=True):
-            start, end = spell.get_column("start")[0], spell.get_column("end")[-1]
+    for own in engine_frames(steps).values():
+        still = own.select(is_still.fill_null(False)).to_series().arg_true().to_numpy()
+        for spell in np.split(still, np.flatnonzero(np.diff(still) > 1) + 1) if still.size else ():
+            part = own.slice(int(spell[0]), spell.size)
+            (instance, engine), end = part.select("instance", "engine").row(0), part.item(-1, "end")
+            start = part.item(0, "start")
             if (end - start).total_seconds() >= _STALE_SECONDS:
-                value = float(spell.get_column("running_mean").mean())  # type: ignore[arg-type]
+                value = float(part.get_column("running_mean").mean())  # type: ignore[arg-type]
                 spells.append(
                     {
                         "instance": instance,

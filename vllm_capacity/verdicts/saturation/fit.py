@@ -19,18 +19,17 @@ sustained 297. Why not the highest step: it is luck, and light load has a highes
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from itertools import accumulate
-from typing import Any, ClassVar
+from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import polars as pl
 
 from vllm_capacity.estimate import Estimate, Figures
-from vllm_capacity.figures.steps import Schema
+from vllm_capacity.figures.steps import Schema, engine_frames
 from vllm_capacity.record import Record, many_records
 from vllm_capacity.verdicts.saturation import regimes
 from vllm_capacity.verdicts.saturation.arrays import Mask, time_mean
@@ -78,7 +77,7 @@ from vllm_capacity.verdicts.saturation.loads import (
 )
 from vllm_capacity.verdicts.saturation.plateau import ceiling, is_denied, plateau, slowed
 from vllm_capacity.verdicts.saturation.regimes import EngineSteps
-from vllm_capacity.verdicts.saturation.stretches import regime_rows
+from vllm_capacity.verdicts.saturation.stretches import regime_rows, stretch_frame
 
 CURVE_SCHEMA: Schema = {
     "running_requests": pl.Float64,
@@ -100,24 +99,21 @@ _BAND_BLOCK = 3
 
 
 class _WhenRead:
-    """A field that may be set to a function that makes its text, called when it is first read."""
+    """A field that may be set to a function that makes its value, called when it is first read."""
 
-    def __set_name__(self, owner: type, name: str) -> None:
+    def __init__(self, name: str) -> None:
         self._name = name
 
-    def __set__(self, one: object, given: str | Callable[[], str]) -> None:
+    def __set__(self, one: object, given: object) -> None:
         one.__dict__[self._name] = given
 
-    def __get__(self, one: object | None, owner: type) -> str:
+    def __get__(self, one: object | None, owner: type) -> object:
         if one is None:
-            raise AttributeError(self._name)  # as for a field without a default
-        held: str | Callable[[], str] = one.__dict__[self._name]
-        if not isinstance(held, str):
+            return self
+        held: object = one.__dict__[self._name]
+        if callable(held):
             held = one.__dict__[self._name] = held()
         return held
-
-
-_WHEN_READ: Any = _WhenRead()
 
 
 @dataclass(frozen=True, repr=False)
@@ -128,12 +124,16 @@ class Stretch(Record):
     end: datetime
     engine: str
     regime: str
-    evidence: str = _WHEN_READ
+    evidence: str
 
     @property
     def seconds(self) -> float:
         """Length in seconds."""
         return (self.end - self.start).total_seconds()
+
+
+# Set afterwards: in the class, a descriptor would be taken for a default.
+Stretch.evidence = _WhenRead("evidence")  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -198,6 +198,9 @@ class Saturation(Figures):
             longest = max(own, key=lambda each: each.seconds)
             found.append(RegimeTime(engine, regime, seconds, share, longest.evidence))
         return tuple(sorted(found, key=lambda each: (each.engine, -each.seconds, each.regime)))
+
+
+Saturation.regimes = _WhenRead("regimes")  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -286,7 +289,7 @@ def engine_fits(steps: pl.DataFrame, *, seed: int = 0) -> tuple[SaturationFit, .
     """A fit for each engine of `steps` (`STEP_SCHEMA`), ordered by name; empty for no steps."""
     return tuple(
         _engine_fit(engine, regimes.judged_steps(own), seed)
-        for engine, own in regimes.engine_frames(steps).items()
+        for engine, own in engine_frames(steps).items()
     )
 
 
@@ -316,60 +319,59 @@ def saturation(
     used = utilization(_output_rate(fits), capacity) if used is None else used
     limits = [limit for f in fits if (limit := f.bottleneck) is not None]
     loads = running or {f.engine: f.capacity_running for f in fits}
-    with many_records():
-        rows = (row for f in fits for row in regime_rows(f.engine, f.steps))
-        stretches = tuple(Stretch(*row) for row in rows)  # type: ignore[arg-type]  # see _WhenRead
+    judged = {f.engine: f.steps for f in fits}
     return Saturation(
         regime=regimes.worst([f.regime for f in fits]) if fits else regimes.UNKNOWN,
         bottleneck=regimes.worst(limits) if limits else None,
-        regimes=stretches,
+        regimes=partial(_stretches, judged),  # type: ignore[arg-type]  # see _WhenRead
         capacity_kind=_fleet_kind(capacity, fits, each),
         capacity_output_tokens_per_second=capacity,
         capacity_running_requests=fleet_sum(loads, presence=presence),
         headroom_ratio=headroom(used),
-        imbalance=imbalance(stretches, models),
+        imbalance=imbalance(stretch_frame(judged), models),
     )
 
 
-def imbalance(
-    stretches: Sequence[Stretch], models: Mapping[str, str] | None = None
-) -> Imbalance | None:
+def _stretches(judged: Mapping[str, EngineSteps]) -> tuple[Stretch, ...]:
+    """The stretches of each engine by its name: of weeks of many engines, hundreds of thousands."""
+    with many_records():
+        rows = (row for engine, steps in judged.items() for row in regime_rows(engine, steps))
+        return tuple(Stretch(*row) for row in rows)  # type: ignore[arg-type]  # see _WhenRead
+
+
+def imbalance(stretches: pl.DataFrame, models: Mapping[str, str] | None = None) -> Imbalance | None:
     """The engines between which load could be balanced; None if there are none.
 
-    Only among engines of one model (`models`: the model of each, by name; without it all serve the
-    same), because others cannot take its requests. An engine has room if it was idle, or had fewer
+    `stretches` has a row per stretch: start, end, engine, regime (`stretch_frame`). Only among
+    engines of one model (`models`: the model of each, by name; without it all serve the same),
+    because others cannot take its requests. An engine has room if it was idle, or had fewer
     requests than it could take, and was never at a limit.
     """
     serves = models or {}
-    at_limit = [each for each in stretches if each.regime in regimes.LIMITS]
-    limited = {each.engine for each in at_limit}
-    with_room = [
-        each
-        for each in stretches
-        if each.engine not in limited and each.regime in (regimes.IDLE, regimes.CLIENT)
-    ]
+    at_limit = stretches.filter(pl.col("regime").is_in(regimes.LIMITS))
+    limited = set(at_limit.get_column("engine").unique())
+    is_with_room = pl.col("regime").is_in([regimes.IDLE, regimes.CLIENT])
+    with_room = stretches.filter(is_with_room, ~pl.col("engine").is_in(list(limited)))
+    engines = limited.union(with_room.get_column("engine").unique())
     full: set[str] = set()
     free: set[str] = set()
     for model in {serves.get(engine) for engine in limited}:
-        own, others = (
-            [each for each in group if serves.get(each.engine) == model]
-            for group in (at_limit, with_room)
-        )
+        alike = [engine for engine in engines if serves.get(engine) == model]
+        own, others = (of.filter(pl.col("engine").is_in(alike)) for of in (at_limit, with_room))
         full |= _overlapping(own, others)
         free |= _overlapping(others, own)
     return Imbalance(tuple(sorted(full)), tuple(sorted(free))) if free else None
 
 
-def _overlapping(some: Sequence[Stretch], others: Sequence[Stretch]) -> set[str]:
+def _overlapping(some: pl.DataFrame, others: pl.DataFrame) -> set[str]:
     """The engines of `some` that overlap in time with any of the others."""
-    by_start = sorted(others, key=lambda each: each.start)
-    starts = [each.start for each in by_start]
-    latest_ends = list(accumulate((each.end for each in by_start), max))
-    return {
-        each.engine
-        for each in some
-        if (begun := bisect_left(starts, each.end)) and latest_ends[begun - 1] > each.start
-    }
+    if others.is_empty():
+        return set()
+    ordered = others.sort("start").with_columns(pl.col("end").cum_max())
+    begun = ordered.get_column("start").search_sorted(some.get_column("end"), side="left")
+    latest_end = ordered.get_column("end").gather((begun.cast(pl.Int64) - 1).clip(0))
+    is_at_once = (begun > 0) & (latest_end > some.get_column("start"))
+    return set(some.filter(is_at_once).get_column("engine").unique())
 
 
 def _fleet_kind(

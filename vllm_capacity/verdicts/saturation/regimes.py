@@ -195,32 +195,6 @@ class EngineSteps:
         return np.asarray(self.severity == BY_SEVERITY.index(regime))
 
 
-def engine_frames(steps: pl.DataFrame) -> dict[str, pl.DataFrame]:
-    """The steps of each engine, in time order, by name (`instance/engine`).
-
-    They are slices of the frame if the steps of each engine are contiguous, as in an analysis: a
-    month of many engines is not copied.
-    """
-    engine = ["instance", "engine"]
-    runs = (
-        steps.select(run=pl.struct(engine).rle())
-        .unnest("run")
-        .unnest("value")
-        .with_columns(first=pl.col("len").cum_sum() - pl.col("len"))
-    )
-    if runs.select(engine).is_duplicated().any():
-        return engine_frames(steps.sort(*engine, "start"))
-    ordered = runs.select(*engine, "first", "len").sort(engine)
-    return {
-        f"{instance}/{name}": _in_order(steps.slice(first, count))
-        for instance, name, first, count in ordered.iter_rows()
-    }
-
-
-def _in_order(steps: pl.DataFrame) -> pl.DataFrame:
-    return steps if steps["start"].is_sorted() else steps.sort("start")
-
-
 def judged_steps(steps: pl.DataFrame) -> EngineSteps:
     """The steps of one engine with their regimes; rows of `STEP_SCHEMA` in time order."""
     judged = _unjudged(steps)

@@ -12,6 +12,7 @@ import polars as pl
 
 from vllm_capacity.assumptions import TARGETS, Slo
 from vllm_capacity.estimate import Estimate
+from vllm_capacity.figures.steps import engine_frames
 from vllm_capacity.verdicts.saturation.arrays import (
     Floats,
     Indices,
@@ -35,7 +36,7 @@ from vllm_capacity.verdicts.saturation.peers import (
     completed,
     unloaded,
 )
-from vllm_capacity.verdicts.saturation.regimes import EngineSteps, engine_frames
+from vllm_capacity.verdicts.saturation.regimes import EngineSteps
 
 _SIGNIFICANCE = 0.05
 _MIN_SLOPE_STEPS = 5

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, partial
@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 from polars.datatypes import DataTypeClass
 
+from vllm_capacity.figures.steps import engine_frames
 from vllm_capacity.verdicts.saturation.arrays import (
     Floats,
     Indices,
@@ -23,7 +24,6 @@ from vllm_capacity.verdicts.saturation.regimes import (
     BY_SEVERITY,
     Cause,
     EngineSteps,
-    engine_frames,
     judged_steps,
 )
 
@@ -53,6 +53,26 @@ def regime_frame(engine: str, steps: EngineSteps) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=REGIME_SCHEMA, orient="row")
 
 
+def stretch_frame(judged: Mapping[str, EngineSteps]) -> pl.DataFrame:
+    """The rows of `regimes` without their evidence, given the judged steps of engines by name."""
+    schema = {name: of for name, of in REGIME_SCHEMA.items() if name != "evidence"}
+    if not judged:
+        return pl.DataFrame(schema=schema)
+    firsts = [_first_steps(steps) for steps in judged.values()]
+    each = list(zip(judged.values(), firsts, strict=True))
+    engine = np.repeat(np.arange(len(judged)), [len(own) for own in firsts])
+    severity = np.concatenate([steps.severity[own] for steps, own in each])
+    columns = {
+        "start": np.concatenate([steps.start[own] for steps, own in each]),
+        "end": np.concatenate(
+            [steps.end[np.append(own, len(steps))[1:] - 1] for steps, own in each]
+        ),
+        "engine": pl.Series(list(judged)).gather(engine),
+        "regime": pl.Series(BY_SEVERITY).gather(severity),
+    }
+    return pl.DataFrame(columns, schema=schema)
+
+
 def regime_rows(
     engine: str, steps: EngineSteps
 ) -> Iterator[tuple[datetime, datetime, str, str, Callable[[], str]]]:
@@ -60,16 +80,10 @@ def regime_rows(
 
     A long window has a hundred thousand stretches but shows the sentences of only a few.
     """
-    firsts = _first_steps(steps)
-    lasts = np.append(firsts, len(steps))[1:] - 1
-    times = pl.DataFrame(
-        {"start": steps.start[firsts], "end": steps.end[lasts]},
-        schema={name: REGIME_SCHEMA[name] for name in ("start", "end")},
-    )
-    evidence = _Evidence(steps, firsts)
-    severities = steps.severity[firsts].tolist()
-    for at, ((start, end), severity) in enumerate(zip(times.iter_rows(), severities, strict=True)):
-        yield start, end, engine, BY_SEVERITY[severity], partial(evidence.of, at)
+    evidence = _Evidence(steps, _first_steps(steps))
+    spans = stretch_frame({engine: steps})
+    for at, span in enumerate(spans.iter_rows()):
+        yield *span, partial(evidence.of, at)
 
 
 def _first_steps(steps: EngineSteps) -> Indices:
