@@ -47,10 +47,8 @@ from vllm_capacity.facts.gpus import GpuSpan
 from vllm_capacity.facts.llms import find_llm
 from vllm_capacity.facts.metrics import (
     GENERATION_TOKENS,
-    OUTPUT_LENGTH,
     PREEMPTIONS,
     PREFILL,
-    PROMPT_LENGTH,
     PROMPT_TOKENS,
     REQUESTS,
     TTFT,
@@ -813,9 +811,7 @@ class Analysis:
     @cached_property
     def _lengths(self) -> list[latency.Increase]:
         """The exact increase of the histograms of prompt and output lengths."""
-        return latency.histogram_increases(
-            self.window, [PROMPT_LENGTH, OUTPUT_LENGTH], time_range=self.time_range
-        )
+        return latency.histogram_increases(self.window, latency.LENGTHS, time_range=self.time_range)
 
     @cached_property
     def gauges(self) -> gauges.Gauges:

@@ -16,7 +16,16 @@ import polars as pl
 from numpy.typing import NDArray
 
 from vllm_capacity.assumptions import TARGETS
-from vllm_capacity.facts.metrics import DECODE, E2E, ITL, PREFILL, QUEUE, TTFT
+from vllm_capacity.facts.metrics import (
+    DECODE,
+    E2E,
+    ITL,
+    OUTPUT_LENGTH,
+    PREFILL,
+    PROMPT_LENGTH,
+    QUEUE,
+    TTFT,
+)
 from vllm_capacity.figures.histogram import (
     bucket_quantile,
     merge,
@@ -46,7 +55,10 @@ LATENCIES: Mapping[str, Shown] = {
 _SHOWN = tuple(shown.metric for shown in LATENCIES.values())
 STEP_HISTOGRAMS = tuple(dict.fromkeys((*_SHOWN, *(one.metric for one in TARGETS.values()))))
 HISTOGRAMS = tuple(dict.fromkeys((*STEP_HISTOGRAMS, QUEUE, PREFILL, DECODE)))
-"""The histograms that figures read over a whole part; `STEP_HISTOGRAMS` are read per step."""
+"""The latencies that figures read over a whole part; `STEP_HISTOGRAMS` are read per step."""
+
+LENGTHS = (PROMPT_LENGTH, OUTPUT_LENGTH)
+"""The lengths of prompts and outputs, which are read over a whole part as well."""
 
 MINUTE_SCHEMA: dict[str, Any] = {
     "metric": pl.String,
@@ -226,7 +238,7 @@ def histogram_states(
     window: Window, metrics: Sequence[str], time_range: TimeRange, step_seconds: float | None
 ) -> pl.DataFrame:
     """The states of the histograms at the end of each step; the common ones in one query."""
-    together = HISTOGRAMS if step_seconds is None else STEP_HISTOGRAMS
+    together = (*HISTOGRAMS, *LENGTHS) if step_seconds is None else STEP_HISTOGRAMS
     wanted = together if set(metrics) <= set(together) else tuple(metrics)
     return window.named_sql(
         "figures",

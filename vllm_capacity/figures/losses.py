@@ -211,9 +211,9 @@ def _left_out(window: Window, untimed: pl.DataFrame, *, time_range: TimeRange) -
 
 def ceiling(window: Window) -> Ceiling:
     """The most that one server can have done, judged from the whole window."""
-    increases = traffic.scrape_increases(window, COUNTED, time_range=window.extent)
-    paces = window.hourly("paces", everywhere=True)
-    if paces is None:
+    increases, paces = (window.hourly(name, everywhere=True) for name in ("increases", "paces"))
+    if increases is None or paces is None:
+        increases = traffic.scrape_increases(window, COUNTED, time_range=window.extent)
         paces = scrape_paces(increases)
     places, is_known = _places(window)
     means = {metric: _fastest_mean(window, metric, least) for metric, least in STRETCH.items()}

@@ -19,7 +19,9 @@ sustained 297. Why not the highest step: it is luck, and light load has a highes
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -287,10 +289,15 @@ class SaturationFit:
 
 def engine_fits(steps: pl.DataFrame, *, seed: int = 0) -> tuple[SaturationFit, ...]:
     """A fit for each engine of `steps` (`STEP_SCHEMA`), ordered by name; empty for no steps."""
-    return tuple(
-        _engine_fit(engine, regimes.judged_steps(own), seed)
-        for engine, own in engine_frames(steps).items()
-    )
+    frames = engine_frames(steps)
+
+    def fitted(engine: str) -> SaturationFit:
+        return _engine_fit(engine, regimes.judged_steps(frames[engine]), seed)
+
+    if len(frames) < 2:
+        return tuple(map(fitted, frames))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy lets others run while it computes
+        return tuple(pool.map(fitted, frames))
 
 
 def saturation(

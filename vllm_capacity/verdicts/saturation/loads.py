@@ -139,12 +139,12 @@ def load_levels(steps: StepColumns) -> LoadLevels:
     """Each band of steps (`load_bands`) as one load: medians, and the median output's error."""
     own, counts, kept = _banded(steps.running, steps.seconds)
     running, output, kv_ratio = (
-        _medians(column, own, len(counts))[kept]
+        _medians(column, own, len(counts))
         for column in (steps.running, steps.output, steps.kv_ratio)
     )
-    errors = _relative_errors(steps.output, own, counts)[kept]
-    loads = LoadPoints.of(running, output, errors)
-    return LoadLevels(loads, kv_ratio, tuple(int(count) for count in counts[kept]))
+    errors = _relative_errors(steps.output, own, counts, output)
+    loads = LoadPoints.of(running[kept], output[kept], errors[kept])
+    return LoadLevels(loads, kv_ratio[kept], tuple(int(count) for count in counts[kept]))
 
 
 def on_plateau(loads: LoadPoints) -> Mask | None:
@@ -170,11 +170,14 @@ def _medians(values: Floats, own: Indices, groups: int) -> Floats:
     return (lower + upper) / 2
 
 
-def _relative_errors(output: Floats, own: Indices, counts: Indices) -> Floats:
-    """Relative error of a load's output: scatter ÷ √steps, × 1.5 as neighbors are correlated."""
+def _relative_errors(output: Floats, own: Indices, counts: Indices, medians: Floats) -> Floats:
+    """Relative error of a load's output: scatter ÷ √steps, × 1.5 as neighbors are correlated.
+
+    `medians` are those of each load's output.
+    """
     groups = len(counts)
     mean = np.bincount(own, weights=output, minlength=groups) / counts
     squares = np.bincount(own, weights=(output - mean[own]) ** 2, minlength=groups)
-    scatter = np.sqrt(squares / np.maximum(counts - 1, 1)) / _medians(output, own, groups)
+    scatter = np.sqrt(squares / np.maximum(counts - 1, 1)) / medians
     error = np.minimum(0.5, _CORRELATION * scatter / np.sqrt(counts))
     return np.where(counts < 2, MINUTE_SCATTER, error)
