@@ -28,6 +28,7 @@ from vllm_capacity.figures.steps import (
     Grid,
     _at_ceiling_shares,
     bin_increases,
+    engine_frames,
     engine_steps,
     marks,
     natural_step_seconds,
@@ -230,3 +231,35 @@ def test_share_of_scrapes_at_the_ceiling(lists):
     )
     expected = rows.join(shares, on="row", how="left", maintain_order="left")["share"]
     assert _at_ceiling_shares(running, ceiling).to_list() == expected.to_list()
+
+
+def engine_minutes(*rows):
+    """Steps of a minute, each as (instance, engine, minute)."""
+    return pl.DataFrame(
+        [(instance, engine, at(60 * minute)) for instance, engine, minute in rows],
+        schema={"instance": pl.String, "engine": pl.String, "start": pl.Datetime("us", "UTC")},
+        orient="row",
+    )
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        pytest.param([("b", "0", 0), ("b", "0", 1), ("a", None, 0), ("a", None, 1)], id="together"),
+        pytest.param([("b", "0", 0), ("a", None, 0), ("b", "0", 1), ("a", None, 1)], id="by turns"),
+        pytest.param(
+            [("b", "0", 1), ("b", "0", 0), ("a", None, 1), ("a", None, 0)], id="backwards"
+        ),
+    ],
+)
+def test_steps_of_each_engine_by_its_name_in_order_of_time(rows):
+    found = engine_frames(engine_minutes(*rows))
+    assert {name: own.rows() for name, own in found.items()} == {
+        "a/None": [("a", None, at(0)), ("a", None, at(60))],
+        "b/0": [("b", "0", at(0)), ("b", "0", at(60))],
+    }
+    assert list(found) == ["a/None", "b/0"]
+
+
+def test_no_steps_are_those_of_no_engine():
+    assert engine_frames(engine_minutes()) == {}
