@@ -45,9 +45,9 @@ def histogram(metric, bounds, values, *, instance="a", engine="0") -> Line:
     return Line(SeriesKey(metric, "histogram", instance, engine, "m", bounds=bounds), values)
 
 
-def up(values, *, instance="a") -> Line:
+def up(values, *, instance="a", **labels) -> Line:
     """Scrape attempts: 1 was good, 0 failed."""
-    return Line(SeriesKey("up", "gauge", instance), values)
+    return Line(SeriesKey("up", "gauge", instance, labels=tuple(sorted(labels.items()))), values)
 
 
 def small_window(folder: Path, *lines: Line, **provenance: object) -> Window:

@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -190,8 +191,10 @@ def test_losses_are_bounded_as_by_all_rows(path, start, end):
         (one.running, one.waiting) for one in hours
     ]
     for one, other in zip(rows, hours, strict=True):
-        assert one.requests <= other.requests
-        assert one.tokens <= other.tokens
+        for name in ("requests", "tokens"):
+            bounds = getattr(one, name), getattr(other, name)
+            assert (bounds[0] is None) == (bounds[1] is None)
+            assert bounds[0] is None or bounds[0] <= bounds[1]
 
 
 def test_means_of_gauges_differ_by_what_a_scrape_at_the_border_of_an_hour_holds(path):
@@ -214,6 +217,105 @@ def test_charts_draw_as_much_as_all_rows_say(path):
     # Over gaps, one spreads the increase evenly, the other counts it at the next scrape.
     assert hours["running_mean"].mean() == pytest.approx(rows["running_mean"].mean(), rel=0.05)
     assert hours["ttft_p95_seconds"].max() == pytest.approx(rows["ttft_p95_seconds"].max(), rel=0.1)
+
+
+def scraped_by_two(rng):
+    """A target that a second job scrapes, too, with an hour's silence of each in turn."""
+    first, *others = a_server(rng, "a", every=60)
+    kept = {t: good for t, good in first.values.items() if not 6 * 3600 < t < 7 * 3600}
+    second = {t + 20.5: rng.random() < 0.97 for t in range(0, HOURS * 3600, 45)}
+    silent = {t: good for t, good in second.items() if not 3600 < t < 5 * 3600}
+    return [up(kept, job="first"), up(silent, job="second"), *others]
+
+
+def renamed(rng):
+    """A target whose job is renamed, and is scraped by both for a quarter of an hour."""
+    first, *others = a_server(rng, "a", every=60)
+    change = rng.uniform(3, 6) * 3600
+    old = {t: good for t, good in first.values.items() if t < change + 900}
+    new = {t + 7: good for t, good in first.values.items() if t >= change}
+    return [up(old, job="old"), up(new, job="new"), *others]
+
+
+def with_two_engines(rng):
+    """A target with two engines (data parallel), one of which is seen later."""
+    lines = a_server(rng, "a", every=60)
+    second = [
+        replace(
+            line,
+            key=replace(line.key, engine="1"),
+            values={t: value for t, value in line.values.items() if t > 9000},
+        )
+        for line in lines
+        if line.key.engine
+    ]
+    return [*lines, *second]
+
+
+def of_one_name(rng):
+    """Two targets of one name: what each counts alternates."""
+    first, *others = a_server(rng, "a", every=60)
+    second, *more = a_server(rng, "a", every=45)
+    ups = [up(line.values, job=job) for line, job in ((first, "first"), (second, "second"))]
+    return [*ups, *others, *more]
+
+
+def with_late_up(rng):
+    """Two targets, of which one has no `up` for the first hours."""
+    first, *others = a_server(rng, "a", every=60)
+    since = rng.uniform(3, 6) * 3600
+    late = {t: good for t, good in first.values.items() if t >= since}
+    return [up(late), *others, *a_server(rng, "b", every=60)]
+
+
+def with_lost_up(rng):
+    """Two targets, of which one has no `up` for the last hours."""
+    first, *others = a_server(rng, "a", every=60)
+    until = rng.uniform(3, 6) * 3600
+    early = {t: good for t, good in first.values.items() if t < until}
+    return [up(early), *others, *a_server(rng, "b", every=60)]
+
+
+def scraped_by_two_without_names(rng):
+    """A target that a second job without a name of its own scrapes for most of the time."""
+    _, *others = a_server(rng, "a", every=60)
+    attempts = dict.fromkeys(range(0, HOURS * 3600, 60), True)
+    second = {t + 20.0: rng.random() < 0.97 for t in attempts if 3600 < t < 8 * 3600}
+    return [up(attempts | second), *others]
+
+
+SCRAPED = (
+    scraped_by_two,
+    renamed,
+    with_two_engines,
+    of_one_name,
+    with_late_up,
+    with_lost_up,
+    scraped_by_two_without_names,
+)
+
+
+def assert_counts_are_those_of_all_rows(path):
+    for start, end in ((None, None), (at(3000), at(8.3 * 3600))):
+        test_counts_are_those_of_all_rows(path, start, end)
+        test_scrapes_gaps_and_processes_are_those_of_all_rows(path, start, end)
+        test_bills_are_those_of_all_rows(path, start, end)
+        test_losses_are_bounded_as_by_all_rows(path, start, end)
+
+
+@pytest.mark.parametrize("lines", SCRAPED)
+def test_counts_are_those_of_all_rows_whoever_scrapes(lines, tmp_path):
+    path = small_window(tmp_path, *lines(random.Random(1))).path
+    assert_counts_are_those_of_all_rows(path)
+
+
+def test_late_attempts_of_another_job_count_as_in_all_rows(tmp_path):
+    """They are of one hour, but may decide whose attempts count in every hour."""
+    path = small_window(tmp_path, *renamed(random.Random(2))).path
+    hourly(path)
+    late = {t + 31.0: t % 7 > 0 for t in range(4 * 3600, 6 * 3600, 15)}
+    extend_window(path, small_rows(up(late, job="late")))
+    assert_counts_are_those_of_all_rows(path)
 
 
 def hourly(path, start=None, end=None):

@@ -263,6 +263,29 @@ def test_one_grid_of_attempts_per_target(jobs, expected):
     assert [seconds_of(ts) for ts in found.get_column("ts")] == expected
 
 
+@pytest.mark.parametrize(
+    ("jobs", "expected"),
+    [
+        pytest.param({"x": [0, 10, -20, 30]}, [20], id="one job"),
+        pytest.param({"x": [0, 10, -20, 30], "y": [4, 14, 24, -34]}, [], id="answered another"),
+        pytest.param(
+            {"x": [0, 10, 20, 30, -40], "y": [-4, -14, -24, -34, -44]}, [40], id="failed both"
+        ),
+        pytest.param(
+            {"x": [0, 10, 20, 30], "y": [44, -54, -64]}, [54, 64], id="a job renamed midway"
+        ),
+        pytest.param(
+            {"x": [0, 10, 20, 30], "y": [44, -54], "z": [-52, -56, -70]},
+            [52, 70],
+            id="two others failed together",
+        ),
+    ],
+)
+def test_a_failure_counts_where_the_job_with_most_answers_made_no_attempt(jobs, expected):
+    failed = merged(scraped_by(**jobs)).filter(~pl.col("is_good"))
+    assert [seconds_of(ts) for ts in failed.get_column("ts")] == expected
+
+
 @given(
     spans=st.lists(st.tuples(st.integers(0, 40), st.integers(1, 30)), max_size=12),
     instants=st.lists(st.integers(0, 60), min_size=1, max_size=6),

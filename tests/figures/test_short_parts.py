@@ -69,7 +69,7 @@ def test_the_answer_is_that_of_all_rows_to_the_last_bit(path, part):
 
 
 def test_of_a_target_that_two_jobs_scrape_all_attempts_are_read(tmp_path):
-    """Which job's attempts count is told by all of them, not by those of an hour."""
+    """Which job's attempts count, all of them decide, not those of an hour."""
     rng = random.Random(5)
     seconds = range(0, 9 * HOUR, 45)
     job = SeriesKey("up", "gauge", "a", labels=(("job", "other"),))

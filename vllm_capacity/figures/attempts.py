@@ -7,7 +7,7 @@ matter (a median, a gap), they are unpacked, but only as far as necessary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
@@ -34,6 +34,8 @@ null for a single attempt), and the indices of failed attempts. Its `steps` (µs
 separately.
 """
 
+_KEY = ("instance", "source")
+
 Steps = NDArray[np.uint32]
 Instants = NDArray[np.int64]  # µs
 Mask = NDArray[np.bool_]
@@ -42,18 +44,22 @@ Mask = NDArray[np.bool_]
 def packed(attempts: pl.DataFrame) -> pl.DataFrame:
     """Attempts (instance, ts, is_good; sorted by both) as stretches, in order.
 
-    Columns: `STRETCH_COLUMNS` and `steps`.
+    Columns: `STRETCH_COLUMNS` and `steps`. If there is a column `source`, attempts must be sorted
+    by it after `instance`; a stretch then has attempts of one source, and that column, too.
     """
+    key = [name for name in _KEY if name in attempts.columns]
     step = pl.col("ts").diff().dt.total_microseconds()
-    is_new = (pl.col("instance") != pl.col("instance").shift()) | (step > _LONGEST_US)
+    is_other = pl.any_horizontal(pl.col(key).ne_missing(pl.col(key).shift()))
     numbered = attempts.select(
-        "instance", "ts", "is_good", step=step, number=is_new.fill_null(True).cum_sum()
+        *(*key, "ts", "is_good"),
+        step=step,
+        number=(is_other | (step > _LONGEST_US)).fill_null(True).cum_sum(),
     )
     own = pl.col("step").slice(1)
     return (
         numbered.group_by("number", maintain_order=True)
         .agg(
-            pl.col("instance").first(),
+            pl.col(key).first(),
             start=pl.col("ts").first(),
             end=pl.col("ts").last(),
             tried=pl.len().cast(pl.Int64),
@@ -121,10 +127,26 @@ class Attempts:
         cut = self.stretches.filter(some & ~whole)
         if cut.is_empty():
             return self if kept.height == self.stretches.height else replace(self, stretches=kept)
+        sources = [name for name in ("source",) if name in cut.columns]
         halves = [
-            packed(Target(each, self.steps_of).rows().filter(own)) for each in cut.iter_slices(1)
+            packed(Target(each, self.steps_of).rows().filter(own)).with_columns(
+                pl.lit(each.get_column(name).item(), pl.String).alias(name) for name in sources
+            )
+            for each in cut.iter_slices(1)
         ]
-        found = pl.concat(halves)
+        return self._with(kept, pl.concat(halves))
+
+    def with_one_source(self, merged: Sequence[pl.DataFrame]) -> Attempts:
+        """The attempts without `source`; of some targets, these instead: instance, ts, is_good."""
+        stretches = self.stretches.drop("source")
+        if not merged:
+            return replace(self, stretches=stretches)
+        rows = pl.concat(merged)
+        is_merged = pl.col("instance").is_in(rows.get_column("instance").unique().implode())
+        return self._with(stretches.filter(~is_merged), packed(rows))
+
+    def _with(self, kept: pl.DataFrame, found: pl.DataFrame) -> Attempts:
+        """Some of these stretches, and found ones with their steps."""
         least = int(self.stretches.get_column("place").min() or 0)  # type: ignore[arg-type]
         places = pl.Series("place", min(least, 0) - 1 - np.arange(found.height))
         steps = dict(zip(places, found.get_column("steps"), strict=True))
@@ -143,7 +165,7 @@ class Attempts:
 
 
 def hourly_attempts(window: Window) -> Attempts | None:
-    """All attempts, as the hours of a long range left them behind; None if rows are read."""
+    """All attempts of every source, as hours of a long range left them; None if rows are read."""
     stretches = window.hourly("attempts", everywhere=True)
     if stretches is None:
         return None
@@ -244,10 +266,28 @@ class Target:
         instance = pl.lit(self.instance, pl.String).alias("instance")
         return pl.DataFrame({"ts": ts, "is_good": is_good}).select(instance, "ts", "is_good")
 
+    def rows_by_source(self) -> pl.DataFrame:
+        """One row per attempt as attempts.sql gives them: instance, ts, is_good, source.
+
+        Sorted by ts and source. Times of samples (source null) count only if no `up` was scraped.
+        """
+        known = self.stretches.filter(pl.col("source").is_not_null())
+        found = [
+            Target(own, self.steps_of).rows().with_columns(source=pl.lit(source or "", pl.String))
+            for (source,), own in (self.stretches if known.is_empty() else known).group_by(
+                "source", maintain_order=True
+            )
+        ]
+        return pl.concat(found).sort("ts", "source")
+
+    def steps_us(self) -> Instants:
+        """Every step, in microseconds."""
+        times, _, _ = self._unpacked(0, self.stretches.height)
+        return np.diff(times)
+
     def step_seconds(self) -> pl.Series:
         """Every step, in seconds."""
-        times, _, _ = self._unpacked(0, self.stretches.height)
-        return pl.Series(np.diff(times)) / 1e6
+        return pl.Series(self.steps_us()) / 1e6
 
     def median_seconds(self) -> float:
         """The median step, in seconds; 0 for a single attempt."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from datetime import datetime
 from functools import cached_property
 from importlib.metadata import version
 from itertools import groupby
@@ -43,7 +44,7 @@ from vllm_capacity.timerange import TimeRange
 FROM_HOURS = 6.0
 """A longer range is read by the hour, a shorter one row by row."""
 
-_VERSION, _LAYOUT = version("vllm-capacity"), 2  # of the code, and of what a piece leaves behind
+_VERSION, _LAYOUT = version("vllm-capacity"), 3  # of the code, and of what a piece leaves behind
 _HASH_DIGITS = 24
 OF_ALL_ROWS = ("relabelled",)  # also depends on the rows between first and last
 _SMALL = ("series", "intake")
@@ -241,12 +242,12 @@ def _attempts(window: HourlyWindow, params: Mapping[str, object]) -> pl.DataFram
 
 
 def kept_attempts(pieces: Sequence[Kept], params: Mapping[str, object]) -> pl.DataFrame:
-    """attempts.sql: the attempts of the jobs that count are stored (figures/scrapes.py)."""
-    stretches = _together(pieces, "attempts")
+    """attempts.sql, from stretches."""
     found = Attempts.put_together(
-        stretches, lambda: _together(pieces, "attempt_steps").get_column("steps")
+        _together(pieces, "attempts"), lambda: _together(pieces, "attempt_steps")["steps"]
     )
-    return found.rows().filter(pl.col("ts") < _instant(params["end"]))
+    end: datetime = params["end"]  # type: ignore[assignment]
+    return pl.concat(own.rows_by_source() for own in found.before(end).targets.values())
 
 
 def _scrape_increases(window: HourlyWindow, params: Mapping[str, object]) -> pl.DataFrame:

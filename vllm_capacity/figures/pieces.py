@@ -7,8 +7,9 @@ stitched afterwards: the frames of pieces are concatenated.
 - `samples`, `histograms`: the rows at the ends of the piece, for every run in it, and those next to
   a restart or a gap. Queries about totals and lifetimes give the same result on them as on all
   rows.
-- `attempts`: every scrape attempt, as stretches (figures/attempts.py); `attempt_steps`: the steps
-  between those of each. `steps`: engine steps of a minute.
+- `attempts`: every scrape attempt of every job, as stretches (figures/attempts.py): which job's
+  count, all attempts of a window decide; `attempt_steps`: the steps between those of each. `steps`:
+  engine steps of a minute.
 - `increases`: increases of the step counters by hour; `requests`: finished ones by minute.
 - `latency`: increases of latency histograms by minute, all engines together; `gauges`: likewise.
 - `paces`, `places`, `fastest_means`: the inputs of loss bounds.
@@ -51,9 +52,10 @@ ROWS_PER_PIECE = 400_000
 _MIDNIGHT = datetime(2000, 1, 1, tzinfo=UTC)
 _PARTS_OF_A_DAY = (1, 2, 3, 4, 6, 8, 12, 24)
 _BASE_ROWS, _BASE_SECONDS = 12, 65  # of what intervals and the best minute are told by
-_LONG_BASE = ("up", RUNNING, GENERATION_TOKENS)
+_UP = "up"
+_LONG_BASE = (_UP, RUNNING, GENERATION_TOKENS)
 _LOAD = (RUNNING, WAITING)
-_READ = ("up", PROCESS_START)  # by attempts and processes, every row
+_OF_THE_SCRAPER = (_UP, "scrape_duration_seconds")  # scraped or not, these have a sample
 _SEEN = (RUNNING, GENERATION_TOKENS, REQUESTS, KV_CACHE)  # by engines, of which one row tells
 _FRESH = timedelta(minutes=5)
 _MINUTE = "1m"
@@ -176,16 +178,18 @@ def computed(window: Window, piece: Piece, base: Base) -> Frames:
     series = window.named_sql("figures", "series")
     rows = all_rows(window, piece)
     own = _own_window(window, series, rows, base)
-    attempts = scrapes.attempts(own, end=time_range.end)
-    tried = packed(attempts.filter(pl.col("ts") >= time_range.start))
+    tried = _attempts(rows, base, series)
+    attempts = scrapes.merged(_of_one_kind(tried))
+    stretches = packed(tried.filter(pl.col("ts") >= time_range.start))
     increases = traffic.scrape_increases(own, traffic.STEP_COUNTERS, time_range=time_range)
-    samples, histograms = _end_samples(rows.samples, base.samples, series), _ends(rows, base)
+    samples = _end_samples(rows.samples, base.samples, series, _last_answers(tried))
+    histograms = _ends(rows, base)
     after = base_after(base, rows, series)
     return {
         "samples": samples,
         "histograms": histograms,
-        "attempts": tried.drop("steps"),
-        "attempt_steps": tried.select("steps"),
+        "attempts": stretches.drop("steps"),
+        "attempt_steps": stretches.select("steps"),
         "steps": steps.minute_steps(own, time_range=time_range, attempts=attempts),
         "increases": _growth(increases),
         "requests": _requests(increases, since=time_range.start),
@@ -226,17 +230,14 @@ def _rows(window: Window, piece: Piece, table: str) -> pl.DataFrame:
 
 
 def _own_window(window: Window, series: pl.DataFrame, rows: Base, base: Base) -> Window:
-    """A window of the data for steps, attempts and restarts, in the piece and its base.
+    """A window of the data for steps and restarts, in the piece and its base.
 
     A series that starts in it counts from 0; whether that is right is decided when the frames are
     read (`_growth`).
     """
-    unwatched = ~pl.col("instance").is_in(
-        series.filter(pl.col("metric") == "up").get_column("instance").implode()
-    )
     whole, seen = (
-        series.filter(which).get_column("series_id").to_numpy()
-        for which in (pl.col("metric").is_in(_READ) | unwatched, pl.col("metric").is_in(_SEEN))
+        series.filter(pl.col("metric").is_in(metrics)).get_column("series_id").to_numpy()
+        for metrics in ((PROCESS_START,), _SEEN)
     )
     born = series.with_columns(starts_at_zero=pl.col("kind") == "counter")
     both = (base.samples, rows.samples)
@@ -283,6 +284,61 @@ def stored(connection: duckdb.DuckDBPyConnection, name: str, frame: pl.DataFrame
     connection.register("frame", frame)
     connection.execute(f"create table {name} as select * from frame")
     connection.unregister("frame")
+
+
+# --- attempts ------------------------------------------------------------------------------------
+
+
+def _attempts(rows: Base, base: Base, series: pl.DataFrame) -> pl.DataFrame:
+    """Every scrape attempt in the piece and its base: instance, ts, is_good, source; sorted so.
+
+    As attempts.sql; but `source` is null for the times of a target's samples before its first `up`:
+    they count as attempts as long as there is no `up` (`_of_one_kind`).
+    """
+    both = (base.samples, rows.samples)
+    is_up = pl.col("metric") == _UP
+    ups = series.filter(is_up).select("series_id", "instance", source="labels")
+    tried = pl.concat([_of(ups["series_id"].to_numpy(), each) for each in both]).join(
+        ups, on="series_id"
+    )
+    watched = tried.group_by("instance").agg(since=pl.col("ts").min())
+    known = ups.filter(pl.col("series_id").is_in(base.samples["series_id"].implode()))
+    others = (
+        series.filter(~pl.col("metric").is_in(_OF_THE_SCRAPER))
+        .join(watched, on="instance", how="left")
+        .filter(pl.col("since").is_null() | ~pl.col("instance").is_in(known["instance"].implode()))
+    )
+    ids = others["series_id"].implode()
+    unwatched = (
+        pl.concat([each.filter(pl.col("series_id").is_in(ids)) for each in both])
+        .join(others.select("series_id", "instance", "since"), on="series_id")
+        .filter(pl.col("since").is_null() | (pl.col("ts") < pl.col("since")))
+        .select("instance", "ts")
+        .unique()
+    )
+    found = pl.concat(
+        [
+            tried.select("instance", "ts", "source", is_good=pl.col("value") > 0),
+            unwatched.with_columns(source=pl.lit(None, pl.String), is_good=pl.lit(True)),
+        ]
+    )
+    return found.sort("instance", "source", "ts", nulls_last=True)
+
+
+def _of_one_kind(tried: pl.DataFrame) -> pl.DataFrame:
+    """The attempts as attempts.sql gives them: of a target with `up`, no times of samples."""
+    is_watched = pl.col("source").is_not_null().any().over("instance")
+    return (
+        tried.filter(pl.col("source").is_not_null() | ~is_watched)
+        .with_columns(pl.col("source").fill_null(""))
+        .sort("instance", "ts", "source")
+    )
+
+
+def _last_answers(tried: pl.DataFrame) -> pl.DataFrame:
+    """The last good attempt of each job at each target: instance, ts. It may begin an outage."""
+    good = tried.filter("is_good")
+    return good.group_by("instance", "source").agg(pl.col("ts").max()).drop("source")
 
 
 # --- last rows and bases ------------------------------------------------------------------------
@@ -341,10 +397,13 @@ def _run_before(base: pl.DataFrame, series_ids: NDArray[np.int64]) -> NDArray[np
     return np.where((at >= 0) & (ids[at] == series_ids), runs[at], -1).astype(np.int32)
 
 
-def _end_samples(rows: pl.DataFrame, base: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
-    """The rows at both ends of runs; of gauges also the first, of load also those before silences.
+def _end_samples(
+    rows: pl.DataFrame, base: pl.DataFrame, series: pl.DataFrame, last_answers: pl.DataFrame
+) -> pl.DataFrame:
+    """The rows at both ends of runs; of gauges also the first.
 
-    For process starts, each time at which a target's start changes.
+    Of load also those before silences and at the last answers (instance, ts). For process starts,
+    each time at which a target's start changes.
     """
     ends = rows.filter(pl.Series(_is_end(rows, base)))
     known = series.select("series_id", "kind", "metric", "instance")
@@ -364,7 +423,8 @@ def _end_samples(rows: pl.DataFrame, base: pl.DataFrame, series: pl.DataFrame) -
     silent = load.filter(gap > scrapes.GAP_FACTOR * gap.median().over("series_id"))
     # Requests running and waiting before a process ended, and every start time reported with it.
     ended = ends.join(known.filter(pl.col("kind") == "counter"), on="series_id")
-    times = pl.concat([ended.select("instance", "ts"), changed.select("instance", "ts")]).unique()
+    own = (frame.select("instance", "ts") for frame in (ended, changed, last_answers))
+    times = pl.concat(own).unique()
     beside = pl.concat([load, starts]).join(times, on=["instance", "ts"], how="semi")
     columns = rows.columns
     firsts = gauged.unique("series_id", keep="first", maintain_order=True)

@@ -7,12 +7,13 @@ If several jobs scrape one target, one of them defines its scrape times.
 A PodMonitor and a ServiceMonitor may both find a pod. Its counters are not affected, but the two
 scrape grids interleave. Taken as one, their steps alternate between long and short: the short ones
 would look like the normal interval, and the long ones like gaps. So the target's grid is that of
-the job with most answers, and a scrape of another job counts only where that job has none nearby.
+the job with most answers, and a scrape of another job counts only where that job has none nearby:
+an answer where it has no answer, a failure where it made no attempt.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -22,13 +23,14 @@ import numpy as np
 import polars as pl
 from polars.datatypes import DataTypeClass
 
-from vllm_capacity.figures.attempts import Attempts, Target, hourly_attempts
+from vllm_capacity.figures.attempts import Attempts, Instants, Mask, Target, hourly_attempts
 from vllm_capacity.telemetry import processes
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
 
 Schema = dict[str, DataTypeClass | pl.DataType]
 
+_INSTANT_SECONDS = 1e-9  # two attempts at one time are near each other, whatever the interval
 _LEAST_STEPS = 6
 _EVEN = 0.75  # alternating steps closer in length than this ratio are jitter of one grid
 _STEADY = 0.1  # every two steps together must be within this share of their median
@@ -53,15 +55,22 @@ def merged(attempts: pl.DataFrame) -> pl.DataFrame:
 def _by_turns(own: pl.DataFrame) -> pl.DataFrame:
     """The attempts, split into two sources if long and short steps alternate (unnamed grids)."""
     steps = own.get_column("ts").diff().dt.total_microseconds().to_numpy()[1:].astype(float)
-    if steps.size < _LEAST_STEPS:
-        return own
-    pairs = steps[1:] + steps[:-1]
-    short, long = sorted((float(np.median(steps[0::2])), float(np.median(steps[1::2]))))
-    is_steady = np.abs(pairs - np.median(pairs)) <= _STEADY * np.median(pairs)
-    if short >= _EVEN * long or np.mean(is_steady) < 0.8:
+    if not _is_alternating(steps):
         return own
     turn = pl.int_range(pl.len()) % 2
     return own.with_columns(source=turn.cast(pl.String))
+
+
+def _is_alternating(steps: np.ndarray) -> bool:
+    """Whether long and short steps (µs) take turns."""
+    if steps.size < _LEAST_STEPS:
+        return False
+    pairs = steps[1:] + steps[:-1]
+    short, long = sorted((float(np.median(steps[0::2])), float(np.median(steps[1::2]))))
+    if short >= _EVEN * long:
+        return False
+    is_steady = np.abs(pairs - np.median(pairs)) <= _STEADY * np.median(pairs)
+    return bool(np.mean(is_steady) >= 0.8)
 
 
 def _one_grid(own: pl.DataFrame) -> pl.DataFrame:
@@ -71,32 +80,45 @@ def _one_grid(own: pl.DataFrame) -> pl.DataFrame:
         .agg(good=pl.col("is_good").sum(), first=pl.col("ts").min())
         .sort("good", "first", "source", descending=[True, False, False])
     )
-    is_main = pl.col("source") == answers.get_column("source")[0]
-    main = own.filter(is_main)
-    near = median_seconds(main.get_column("ts")) / 2
-    good = main.filter("is_good").get_column("ts").to_list()
-    for ts in own.filter(pl.col("is_good") & ~is_main).get_column("ts").to_list():
-        if not _is_near(good, ts, near):
-            insort(good, ts)
-    failed = [
-        ts
-        for ts in main.filter(~pl.col("is_good")).get_column("ts").to_list()
-        if not _is_near(good, ts, near)
-    ]
-    is_good = [True] * len(good) + [False] * len(failed)
-    kept = pl.DataFrame({"ts": [*good, *failed], "is_good": is_good})
+    is_main = own.get_column("source") == answers.get_column("source")[0]
+    near = median_seconds(own.filter(is_main).get_column("ts")) / 2
+    parts = {
+        (main, good): own.filter((is_main == main) & (pl.col("is_good") == good)).get_column("ts")
+        for main in (True, False)
+        for good in (True, False)
+    }
+    times = {which: ts.to_physical().to_numpy() for which, ts in parts.items()}
+    good = _with_distant(times[True, True], times[False, True], near)
+    failed = times[True, False]
+    failed = failed[~_is_near(good, failed, near)]
+    tried = _with_distant(np.union1d(good, failed), times[False, False], near)
+    kept = pl.DataFrame({"ts": pl.Series(tried).cast(own.schema["ts"])})
     return kept.select(
         pl.lit(own.get_column("instance")[0]).alias("instance"),
-        pl.col("ts").cast(own.schema["ts"]),
-        "is_good",
-    ).sort("ts")
+        "ts",
+        is_good=pl.Series(np.isin(tried, good)),
+    )
 
 
-def _is_near(sorted_times: list[datetime], ts: datetime, seconds: float) -> bool:
-    """Whether any of the times is within `seconds` of `ts`."""
-    at = bisect_left(sorted_times, ts)
-    around = sorted_times[max(0, at - 1) : at + 1]
-    return any(abs((other - ts).total_seconds()) < max(seconds, 1e-9) for other in around)
+def _with_distant(known: Instants, more: Instants, seconds: float) -> Instants:
+    """The known instants, and of more, in order, each with none within `seconds` of it so far."""
+    kept: list[int] = []
+    for each in more[~_is_near(known, more, seconds)].tolist():
+        if not (kept and (each - kept[-1]) / 1e6 < max(seconds, _INSTANT_SECONDS)):
+            kept.append(each)
+    return np.sort(np.append(known, np.array(kept, np.int64)))
+
+
+def _is_near(known: Instants, instants: Instants, seconds: float) -> Mask:
+    """Whether any known instant (sorted) is within `seconds` of each instant."""
+    if not known.size:
+        return np.zeros(instants.size, bool)
+    after = np.searchsorted(known, instants)
+    neighbors = np.stack(
+        [known[np.maximum(after - 1, 0)], known[np.minimum(after, known.size - 1)]]
+    )
+    distance = np.abs(neighbors - instants).min(axis=0)
+    return np.asarray(distance / 1e6 < max(seconds, _INSTANT_SECONDS))
 
 
 GAP_FACTOR = 2.5  # a gap is longer than this × the median interval around it
@@ -198,14 +220,35 @@ def attempts(window: Window, *, end: datetime) -> pl.DataFrame:
     If several jobs scrape a target, the attempts of one of them; those of the others count only
     where that one had no answer (see the module).
     """
-    found = window.named_sql("figures", "attempts", end=end)
-    return merged(found) if "source" in found.columns else found
+    return merged(window.named_sql("figures", "attempts", end=end))
 
 
 def attempt_stretches(window: Window, *, end: datetime) -> Attempts:
     """The same attempts as stretches, which are fewer than rows for weeks of many targets."""
     kept = hourly_attempts(window)
-    return Attempts.of(attempts(window, end=end)) if kept is None else kept.before(end)
+    return Attempts.of(attempts(window, end=end)) if kept is None else _on_one_grid(kept, end)
+
+
+def _on_one_grid(kept: Attempts, end: datetime) -> Attempts:
+    """The attempts of every source before `end`, on one grid per target; as `merged` does.
+
+    Only the targets that may have several grids are unpacked.
+    """
+    before = kept.before(end)
+    several = [own for own in before.targets.values() if _may_have_several_grids(own)]
+    return before.with_one_source([merged(own.rows_by_source()) for own in several])
+
+
+def _may_have_several_grids(own: Target) -> bool:
+    """Whether a target's attempts have several sources, or long and short steps that take turns.
+
+    They do not take turns if nine in ten steps are about equally long: then most of every second
+    step are, too.
+    """
+    if own.stretches.get_column("source").n_unique() > 1:
+        return True
+    ends = own.most_steps()
+    return ends is not None and ends[0] < _EVEN * ends[1] and _is_alternating(own.steps_us())
 
 
 def engines(

@@ -62,17 +62,9 @@ class ShortPart(Window):
         if name in _OF_THE_PART and self.near is not None:
             start, end = params["start"], params["end"]
             return start < self.near.start or end > self.near.end  # type: ignore[operator]
-        if name == "attempts":
-            return self._is_scraped_twice
         if name == "same_processes":
             return self._is_start_shared
         return name == "fastest_means" or (name in OF_ALL_ROWS and is_relabelled(self))
-
-    @cached_property
-    def _is_scraped_twice(self) -> bool:
-        """Whether several jobs scrape a target: which one counts depends on all their attempts."""
-        series = self.named_sql("figures", "series").filter(pl.col("metric") == "up")
-        return bool(series.get_column("instance").is_duplicated().any())
 
     @cached_property
     def _is_start_shared(self) -> bool:
