@@ -1,34 +1,38 @@
-"""The minute rollup of an engine-day ÷ a bare scan of the same Parquet."""
+"""The minute rollup of engine-days ÷ a bare scan of the same Parquet."""
 
 import shutil
 from pathlib import Path
 
 import duckdb
 
-from bench.engine_day import engine_day, scan
+from bench.engine_day import scan
 from bench.measure import Ratio, by_turns, cpu_seconds
+from bench.scale import engine_days
 from vllm_capacity.telemetry.manifest import read_manifest
 from vllm_capacity.telemetry.rollup import make_views
 
+ENGINES = (1, 10)
+
 
 def measure(folder: Path, *, runs: int) -> list[Ratio]:
-    day = engine_day(folder)
-    held = read_manifest(day, duckdb.connect())
+    return [_of(folder, engines, runs) for engines in ENGINES]
 
-    def rolled_up() -> None:
-        shutil.rmtree(day / ".rollup", ignore_errors=True)
-        make_views(held, duckdb.connect())
 
-    ours, bare = by_turns(
-        lambda: cpu_seconds(rolled_up), lambda: cpu_seconds(lambda: scan(day)), runs=runs
+def _of(folder: Path, engines: int, runs: int) -> Ratio:
+    path = engine_days(folder, engines)
+    held = read_manifest(path, duckdb.connect())
+
+    def rolled_up() -> float:
+        shutil.rmtree(path / ".rollup", ignore_errors=True)
+        return cpu_seconds(lambda: make_views(held, duckdb.connect()))
+
+    ours, bare = by_turns(rolled_up, lambda: cpu_seconds(lambda: scan(path)), runs=runs)
+    return Ratio(
+        f"minute rollup of {engines} engine-day{'s' * (engines > 1)}, written as Parquet, an hour "
+        "at a time",
+        "DuckDB reading every value once",
+        "CPU s",
+        tuple(ours),
+        tuple(bare),
+        "≤ 2×",
     )
-    return [
-        Ratio(
-            "minute rollup of an engine-day, written as Parquet, an hour at a time",
-            "DuckDB reading every value once",
-            "CPU s",
-            tuple(ours),
-            tuple(bare),
-            "≤ 2×",
-        )
-    ]

@@ -12,7 +12,9 @@ import polars.testing
 import pytest
 
 from tests.answering import answer
+from tests.figures.small_windows import counter, histogram, small_window
 from tests.telemetry.windows import of_format_1
+from vllm_capacity.errors import WindowError
 from vllm_capacity.telemetry import rollup
 from vllm_capacity.telemetry.late import extend_window, stored_rows
 from vllm_capacity.telemetry.rows import Rows
@@ -74,7 +76,7 @@ def test_the_rows_are_those_that_grouping_gives(examples, name, view):
 def test_a_folder_named_like_a_pattern_is_rolled_up(examples, tmp_path):
     path = tmp_path / "w[1]"
     shutil.copytree(examples / "vllm-restart", path, ignore=shutil.ignore_patterns(".rollup"))
-    assert len(computed(path)) == 2
+    assert len(computed(path)) == 1
 
 
 @pytest.fixture
@@ -95,8 +97,28 @@ def test_increases_from_the_rollup_are_those_from_the_samples(copy):
 
 
 def test_an_hour_is_computed_once(copy):
-    assert len(computed(copy)) == 2  # counters and gauges, histograms
+    assert len(computed(copy)) == 1
     assert computed(copy) == []
+
+
+def test_an_hour_without_histograms_has_minutes_of_the_others(tmp_path):
+    values = {second: second for second in range(0, 7200, 30)}
+    seen = {second: ((1.0, 0.0), 0.5) for second in (10, 20)}
+    small_window(tmp_path, counter("c", values), histogram("h", (1.0,), seen))
+    window = open_window(tmp_path / "w")
+    assert window.sql("select count(*) as n from minutes").item() == 120
+    assert window.sql("select n from minute_histograms").rows() == [(2,)]
+
+
+def test_damaged_histograms_of_format_1_are_said_to_be(copy):
+    """Without a list of hashes, reading them shows it."""
+    of_format_1(copy)
+    (hour,) = (copy / "histograms").glob("*.parquet")
+    data = bytearray(hour.read_bytes())
+    data[100:2000] = bytes(1900)
+    hour.write_bytes(data)
+    with pytest.raises(WindowError, match=r"histograms/.* cannot be read"):
+        computed(copy)
 
 
 def count_samples(path):
@@ -152,7 +174,7 @@ def cut(path):
 )
 def test_a_kept_hour_that_was_damaged_is_computed_anew(copy, damage):
     before = minutes_of(copy)
-    (kept,) = (copy / ".rollup").glob("minutes-*/rows.parquet")
+    (kept,) = (copy / ".rollup").glob("minutes-*/minutes.parquet")
     damage(kept)
     assert minutes_of(copy).equals(before)
 
@@ -196,7 +218,7 @@ def test_only_a_private_folder_among_the_temporary_ones_is_used(copy, tmp_path, 
         env={**os.environ, "TMPDIR": str(temporary)},
     )
     assert int(result.stdout) == expected
-    assert any(temporary.rglob("minutes-*/rows.parquet")) is is_used
+    assert any(temporary.rglob("minutes-*/minutes.parquet")) is is_used
 
 
 def late_scrapes(window, start, end):

@@ -40,7 +40,7 @@ from vllm_capacity.facts.metrics import (
 from vllm_capacity.figures import gauges, latency, losses, scrapes, steps, traffic
 from vllm_capacity.figures.attempts import packed
 from vllm_capacity.figures.sorted_rows import SortedRows, SortedWindow
-from vllm_capacity.telemetry.manifest import TABLES, File, Manifest, read_part
+from vllm_capacity.telemetry.manifest import TABLES, File, Manifest, read_hour
 from vllm_capacity.telemetry.memory import database, require_room
 from vllm_capacity.telemetry.mirror import at_hand
 from vllm_capacity.telemetry.processes import PROCESS_START
@@ -221,7 +221,7 @@ def _rows(window: Window, piece: Piece, table: str) -> pl.DataFrame:
     """The rows of the piece, sorted by series and time."""
     files = [file for file in piece.files if file.table == table]
     empty = NO_BASE.samples if table == "samples" else NO_BASE.histograms
-    parts = [read_part(window.path, window.path / file.name) for file in files]
+    parts = [read_hour(window.path, file) for file in files]
     frame = pl.concat([part.select(empty.columns) for part in parts]) if parts else empty
     if len(parts) > 1:
         frame = frame.sort("series_id", "ts")

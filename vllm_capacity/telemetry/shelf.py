@@ -135,16 +135,14 @@ class Shelf:
         made = Path(tempfile.mkdtemp(prefix=f".{key}.", suffix=_PARTIAL, dir=self.folder))
         try:
             for name, frame in frames.items():
-                frame.write_parquet(made / f"{name}.parquet", compression="zstd")
-            kept = self.folder / f"{key}.{base}.{_hash(made)}"
-            if not _is_whole(kept):
-                shutil.rmtree(kept, ignore_errors=True)
+                path = made / f"{name}.parquet"
+                frame.write_parquet(path, compression="zstd", compression_level=1)
             made.chmod(0o755)
-            with suppress(OSError):  # another run has just stored the same entry
-                made.rename(kept)
+            kept = _moved(made, self.folder / f"{key}.{base}.{_hash(made)}")
         finally:
-            shutil.rmtree(made, ignore_errors=True)
-        if not kept.is_dir():
+            if made.exists():
+                shutil.rmtree(made, ignore_errors=True)
+        if kept is None:
             return Entry(frames, base)
         self.made += 1
         self._remote_names.pop(key, None)  # the entry in S3 was damaged
@@ -188,6 +186,17 @@ def _kept_folder(window: Path) -> Path | None:
     if beside.is_dir() and os.access(beside, os.W_OK | os.X_OK):
         return beside
     return private_folder("vllm-capacity-rollup")
+
+
+def _moved(made: Path, kept: Path) -> Path | None:
+    """The place of an entry, moved there unless it is there already; None if it cannot be."""
+    for _ in range(2):
+        with suppress(OSError):
+            return made.rename(kept)
+        if _is_whole(kept):  # another run has just stored it
+            return kept
+        shutil.rmtree(kept, ignore_errors=True)
+    return None
 
 
 def _key(path: Path) -> str:
