@@ -1,5 +1,6 @@
 """Rows settled hour by hour, in whatever parts they come, are those settled at once."""
 
+import gc
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -119,3 +120,38 @@ def test_scrapes_with_a_state_carried_in(scrapes, every, minutes):
 def test_scrapes_of_an_unknown_order_one_part_after_the_other(scrapes, every, tells_start):
     orderly = [(minutes, event.replace("behind", ""), target) for minutes, event, target in scrapes]
     check(without_arrival(cut(captured(orderly, tells_start=tells_start), every)))
+
+
+def most_rows(hours, folder):
+    """The most rows in memory at a time while scrapes of two targets in parts of an hour settle."""
+    rows = cut(captured([(2, "", "a"), (3, "", "b")] * 12 * hours, tells_start=True), 24)
+    tables = [part() for part in rows.parts]
+    paths = [(folder / f"{n}-samples", folder / f"{n}-histograms") for n in range(len(tables))]
+    for frames, own in zip(tables, paths, strict=True):
+        for frame, path in zip(frames, own, strict=True):
+            frame.write_parquet(path)
+    del tables, rows.parts[:]
+    counts = []
+
+    def counted(*_):
+        counts.append(sum(len(each) for each in gc.get_objects() if isinstance(each, pl.DataFrame)))
+
+    def part(own):
+        counted()
+        return pl.read_parquet(own[0]), pl.read_parquet(own[1])
+
+    class CountingSpool(Spool):
+        def add(self, samples, histograms):
+            counted()
+            super().add(samples, histograms)
+
+    known = replace(rows, parts=[lambda own=own: part(own) for own in paths])
+    settle_stretches(known, CountingSpool(folder / "spool"), counted, stretch_rows=1)
+    return max(counts)
+
+
+def test_the_rows_in_memory_do_not_grow_with_hours(tmp_path):
+    (tmp_path / "few").mkdir()
+    (tmp_path / "many").mkdir()
+    few, many = most_rows(2, tmp_path / "few"), most_rows(8, tmp_path / "many")
+    assert many <= 1.05 * few

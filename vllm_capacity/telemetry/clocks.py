@@ -24,13 +24,16 @@ and clock changes cannot be distinguished.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import polars as pl
 
 from vllm_capacity.telemetry.parts import RowsInParts
 from vllm_capacity.telemetry.processes import SAME_START
-from vllm_capacity.telemetry.rows import INGEST_NOTES_SCHEMA, Rows
+from vllm_capacity.telemetry.rows import INGEST_NOTES_SCHEMA, UTC_MICROSECONDS, Rows
 from vllm_capacity.telemetry.scrape_order import judged
 from vllm_capacity.telemetry.stamps import (
+    CHANGE_SCHEMA,
     KEY,
     PROCESS_START,
     Correction,
@@ -38,7 +41,7 @@ from vllm_capacity.telemetry.stamps import (
     pulses_of,
     with_arrival,
 )
-from vllm_capacity.telemetry.strays import on_time, stray_notes, strays_of
+from vllm_capacity.telemetry.strays import may_have_strays, on_time, stray_notes, strays_of
 
 
 def correction(rows: Rows) -> Correction:
@@ -49,36 +52,95 @@ def correction(rows: Rows) -> Correction:
 def correction_in_parts(rows: RowsInParts) -> Correction:
     """The correction of the stamps of these rows.
 
-    It holds all counters of one doubtful target in memory at a time, and one series of each other
-    target. If the source does not know the order of arrival, parts must be in order of time.
+    It holds all counters of one doubtful target in memory at a time, and one series of each target
+    if some stamps are far from others. If the source does not know the order of arrival, parts must
+    be in order of time.
     """
     named = rows.series.select("series_id", "metric", "kind", "instance").unique("series_id")
-    known = _frequent(rows, named)
-    pulses = pulses_of(known)
-    strays = strays_of(known, pulses)
-    if not strays.is_empty():
-        pulses = pulses.join(strays, on=KEY, how="anti")
+    often = _frequent(rows, named)
+    orders, hours = _orders(rows, often)
+    strays = pl.DataFrame(schema=CHANGE_SCHEMA)
+    changes = [strays]
+    if may_have_strays(hours):
+        known = _with_starts(rows, named, often)
+        pulses = pulses_of(known)
+        strays = strays_of(known, pulses)
+        if not strays.is_empty():
+            pulses = pulses.join(strays, on=KEY, how="anti")
+        changes = [strays, on_time(pulses, strays)]
+        orders = _order(pulses)
     without_strays = Correction(named, strays, pl.DataFrame(schema=INGEST_NOTES_SCHEMA))
-    changes, notes = [strays, on_time(pulses, strays)], stray_notes(strays)
-    for instance in _suspects(rows, without_strays, pulses):
+    notes = stray_notes(strays)
+    for instance in _suspects(rows, without_strays, orders):
         change, found = judged(instance, _own(rows, without_strays, instance))
         changes.append(change)
         notes += found
     return Correction(named, pl.concat(changes), pl.DataFrame(notes, schema=INGEST_NOTES_SCHEMA))
 
 
-def _frequent(rows: RowsInParts, named: pl.DataFrame) -> Frames:
-    """The most frequently sampled series of each target, and its process start series."""
-    lengths = pl.concat(
-        [samples.group_by("series_id").len() for samples, _ in (part() for part in rows.parts)]
-    )
-    often = (
-        lengths.group_by("series_id")
-        .agg(pl.col("len").sum())
-        .join(named, on="series_id")
+def _frequent(rows: RowsInParts, named: pl.DataFrame) -> pl.DataFrame:
+    """The most frequently sampled series of each target: series_id, instance."""
+    lengths: pl.DataFrame | None = None
+    for samples, _ in (part() for part in rows.parts):
+        own = samples.group_by("series_id").agg(pl.len().cast(pl.Int64))
+        both = own if lengths is None else pl.concat([lengths, own])
+        lengths = both.group_by("series_id").agg(pl.col("len").sum())
+    assert lengths is not None
+    return (
+        lengths.join(named, on="series_id")
         .sort("len", "metric", descending=True)
         .unique("instance", keep="first", maintain_order=True)
+        .select("series_id", "instance")
     )
+
+
+def _orders(rows: RowsInParts, often: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
+    """The order of the scrapes of each target (`_order`), and the UTC hours of all stamps.
+
+    Holds one scrape of each target from part to part. If parts are not in order of arrival, stamps
+    count as going back: whether they do is then judged by all rows of the target.
+    """
+    found: list[pl.DataFrame] = []
+    hours = pl.Series("ts", [], UTC_MICROSECONDS)
+    last = pl.DataFrame(schema={name: CHANGE_SCHEMA[name] for name in KEY})
+    for samples, _ in (part() for part in rows.parts):
+        own = with_arrival(samples).join(often, on="series_id").select(KEY).sort(KEY)
+        hours = pl.concat([hours, own["ts"].dt.truncate("1h").unique()]).unique()
+        both = pl.concat([last, own])
+        arrived = both.sort("instance", maintain_order=True).group_by("instance")
+        is_early = pl.col("arrival").diff() < 0
+        is_early |= (pl.col("arrival").diff() == 0) & (pl.col("ts").diff() < 0)
+        early = arrived.agg(is_early=is_early.any()).filter("is_early")
+        order = _order(both.sort(KEY))
+        is_back = pl.col("is_back") | pl.col("instance").is_in(early["instance"].implode())
+        found = [_together([*found, order.with_columns(is_back=is_back)])]
+        last = both.sort(KEY).unique("instance", keep="last", maintain_order=True)
+    return found[0], hours
+
+
+def _order(pulses: pl.DataFrame) -> pl.DataFrame:
+    """Whether stamps go back in order of arrival, from scrapes sorted by instance and arrival.
+
+    One row per target: instance, is_back, and `first` and `last` arrival (equal if unknown).
+    """
+    return pulses.group_by("instance").agg(
+        is_back=(pl.col("ts").diff().dt.total_microseconds() <= 0).any(),
+        first=pl.col("arrival").min(),
+        last=pl.col("arrival").max(),
+    )
+
+
+def _together(orders: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """The orders of consecutive parts (`_order`) as one."""
+    return (
+        pl.concat(orders)
+        .group_by("instance")
+        .agg(pl.col("is_back").any(), pl.col("first").min(), pl.col("last").max())
+    )
+
+
+def _with_starts(rows: RowsInParts, named: pl.DataFrame, often: pl.DataFrame) -> Frames:
+    """The rows of these series, and of the process start series."""
     starts = named.filter(pl.col("metric") == PROCESS_START)
     wanted = pl.concat([each.select("series_id") for each in (often, starts)]).unique()
     return _gathered(rows, named, wanted)
@@ -109,14 +171,11 @@ def _own(rows: RowsInParts, without_strays: Correction, instance: str) -> Frames
     return Frames(named, samples, histograms)
 
 
-def _suspects(rows: RowsInParts, without_strays: Correction, pulses: pl.DataFrame) -> list[str]:
+def _suspects(rows: RowsInParts, without_strays: Correction, orders: pl.DataFrame) -> list[str]:
     """The targets whose stamps are, or may be, in another order than their scrapes."""
-    orders = pulses.group_by("instance").agg(
-        is_back=(pl.col("ts").diff().dt.total_microseconds() <= 0).any(),
-        is_known=pl.col("arrival").n_unique() > 1,
-    )
-    unsure = orders.filter(~pl.col("is_known")).select("instance")
-    back = orders.filter(pl.col("is_known") & pl.col("is_back"))["instance"].to_list()
+    is_known = pl.col("first") < pl.col("last")
+    unsure = orders.filter(~is_known).select("instance")
+    back = orders.filter(is_known & pl.col("is_back"))["instance"].to_list()
     return sorted({*back, *_falling(rows, without_strays, unsure)})
 
 

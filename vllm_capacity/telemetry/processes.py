@@ -65,9 +65,39 @@ def process_lives(samples: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
 
 
 def starts_in(samples: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
-    """The samples of process start times."""
-    own = series.filter(pl.col("metric") == PROCESS_START).select("series_id").unique()
-    return samples.join(own, on="series_id", how="semi").select("series_id", "ts", "value")
+    """The starts that each instance reported, in order: one row per stretch of equal ones.
+
+    Columns: instance, first and last (scrapes of the stretch), first_started and started (what
+    these two reported). One scrape may report several starts (of a server and its workers): the
+    oldest counts.
+    """
+    own = series.filter(pl.col("metric") == PROCESS_START).select("series_id", "instance")
+    starts = (
+        samples.join(own.unique(), on="series_id")
+        .filter((pl.col("value") > 0) & (pl.col("value") < pl.col("ts").dt.epoch("s") + _NO_START))
+        .group_by("instance", "ts")
+        .agg(started=pl.col("value").min())
+        .with_columns(started=_instant("started"))
+    )
+    alone = starts.select(
+        "instance", first="ts", last="ts", first_started="started", started="started"
+    )
+    return joined_starts(alone.sort("instance", "first"))
+
+
+def joined_starts(stretches: pl.DataFrame) -> pl.DataFrame:
+    """The stretches of `starts_in`, sorted by instance and time, with equal neighbors joined."""
+    jump = pl.col("first_started") - pl.col("started").shift(1)
+    is_new = (jump.abs() > SAME_START).over("instance").fill_null(False)
+    return (
+        stretches.with_columns(part=is_new.cum_sum().over("instance"))
+        .group_by("instance", "part", maintain_order=True)
+        .agg(
+            pl.col("first", "first_started").first(),
+            pl.col("last", "started").last(),
+        )
+        .select(stretches.columns)
+    )
 
 
 def falls_in(samples: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
@@ -90,7 +120,9 @@ def lives_of(
     """
     known = series.select("series_id", "instance", "metric").unique("series_id")
     begun = first.join(known, on="series_id").group_by("instance").agg(pl.col("since").min())
-    result = _stated_starts(starts, known)
+    result: dict[str, list[_Stretch]] = {}
+    for instance, *stretch in starts.select("instance", "first", "last", "started").iter_rows():
+        result.setdefault(instance, []).append(tuple(stretch))
     silent = series.filter(~pl.col("instance").is_in(list(result)))
     fallen = _falls(falls, silent)
     rows = [
@@ -103,34 +135,6 @@ def lives_of(
         )
     ]
     return pl.DataFrame(rows, schema=_LIVES, orient="row").sort("instance", "life")
-
-
-def _stated_starts(samples: pl.DataFrame, known: pl.DataFrame) -> dict[str, list[_Stretch]]:
-    """The starts that each instance reported, in order: (from, until, started).
-
-    One scrape may report several starts (of a server and its workers): the oldest counts.
-    """
-    own = known.filter(pl.col("metric") == PROCESS_START).select("series_id", "instance")
-    starts = (
-        samples.join(own, on="series_id")
-        .filter((pl.col("value") > 0) & (pl.col("value") < pl.col("ts").dt.epoch("s") + _NO_START))
-        .group_by("instance", "ts")
-        .agg(pl.col("value").min())
-        .sort("instance", "ts")
-        .with_columns(started=_instant("value"))
-    )
-    is_new = (pl.col("started") - pl.col("started").shift(1)).abs() > SAME_START
-    stretches = (
-        starts.with_columns(
-            part=is_new.over("instance").fill_null(False).cum_sum().over("instance")
-        )
-        .group_by("instance", "part", maintain_order=True)
-        .agg(first=pl.col("ts").first(), last=pl.col("ts").last(), started=pl.col("started").last())
-    )
-    found: dict[str, list[_Stretch]] = {}
-    for instance, _, first, last, started in stretches.iter_rows():
-        found.setdefault(instance, []).append((first, last, started))
-    return found
 
 
 def _instant(seconds: str) -> pl.Expr:
@@ -222,6 +226,13 @@ def process_changes(frame: pl.DataFrame, series: pl.DataFrame, lives: pl.DataFra
     return pl.Series("changed", changed) & ids.is_in(counted.implode())
 
 
+def joined_spans(spans: pl.DataFrame) -> pl.DataFrame:
+    """Spans of `spans_in`, one per series and process."""
+    return spans.group_by("series_id", "life").agg(
+        pl.col("first", "inside").min(), pl.col("last").max()
+    )
+
+
 def spans_in(
     rows: pl.DataFrame, series: pl.DataFrame, lives: pl.DataFrame, *, since: datetime
 ) -> pl.DataFrame:
@@ -245,17 +256,13 @@ def with_series_starts(
 ) -> pl.DataFrame:
     """The series with `starts_at_zero` set: whether the first sample counts from 0.
 
-    `spans` are those of `spans_in`, for all samples; several per series and process are merged.
-    Series sampled before `since` were carried in as a baseline and do not start at zero. The others
-    do if the source says so, if their process started in the capture, or if an earlier successful
-    scrape of the same process lacked them (labeled children appear on first use).
+    `spans` are those of `spans_in`, for all samples. Series sampled before `since` were carried in
+    as a baseline and do not start at zero. The others do if the source says so, if their process
+    started in the capture, or if an earlier successful scrape of the same process lacked them
+    (labeled children appear on first use).
     """
     begin = pl.lit(since, UTC_MICROSECONDS)
-    spans = (
-        spans.group_by("series_id", "life")
-        .agg(pl.col("first", "inside").min(), pl.col("last").max())
-        .join(series.select("series_id", "metric", "instance", "kind"), on="series_id")
-    )
+    spans = spans.join(series.select("series_id", "metric", "instance", "kind"), on="series_id")
     process = _scraped(spans).join(lives, on=["instance", "life"], how="left")
     born = (
         spans.select("series_id", "instance", "life", "kind", "first")

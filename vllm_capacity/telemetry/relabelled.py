@@ -57,11 +57,13 @@ def relabelling(rows: RowsInParts, presence: Presence, lives: pl.DataFrame) -> R
     gone, come = _of_one_life(gone, come, rows.series, lives)
     if gone.is_empty():
         return None
-    involved = pl.concat([gone, come]).select("series_id").unique()
-    named = rows.series.join(involved, on="series_id", how="semi")
-    seen = pl.concat([counted_rows(named, part()) for part in rows.parts])
-    seen = seen.join(presence.scrapes(), on=["instance", "ts"]).sort("series_id", "scrape")
-    return _relabelling(rows.series, seen, gone, come, lives)
+    involved = pl.concat([gone, come]).select("series_id", "instance").unique()
+    of_targets = rows.series.join(involved, on="instance", how="semi")
+    numbers, seen = _Numbers(), []
+    for part in rows.parts:
+        own = numbers.added(counted_rows(of_targets, part()))
+        seen.append(own.join(involved, on="series_id", how="semi"))
+    return _relabelling(rows.series, pl.concat(seen).sort("series_id", "scrape"), gone, come, lives)
 
 
 def counted_rows(series: pl.DataFrame, tables: Tables) -> pl.DataFrame:
@@ -73,25 +75,34 @@ def counted_rows(series: pl.DataFrame, tables: Tables) -> pl.DataFrame:
 
 
 @dataclass
+class _Numbers:
+    """Numbers the scrapes of each target from 1, chunk by chunk."""
+
+    _counts: dict[str, int] = field(default_factory=dict)
+
+    def added(self, seen: pl.DataFrame) -> pl.DataFrame:
+        """The next rows (`counted_rows`), all of them later than those before, with `scrape`."""
+        before = pl.col("instance").replace_strict(self._counts, default=0, return_dtype=pl.Int64)
+        scrape = pl.col("ts").rank("dense").over("instance").cast(pl.Int64)
+        numbered = seen.with_columns(scrape=scrape + before)
+        self._counts.update(numbered.group_by("instance").agg(pl.col("scrape").max()).iter_rows())
+        return numbered
+
+
+@dataclass
 class Presence:
     """Records in which scrapes of its target each series appears or vanishes, chunk by chunk."""
 
     _last: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=_SEEN))
     _gone: list[pl.DataFrame] = field(default_factory=list)
     _come: list[pl.DataFrame] = field(default_factory=list)
-    _scrapes: list[pl.DataFrame] = field(default_factory=list)
-    _counts: dict[str, int] = field(default_factory=dict)
+    _numbers: _Numbers = field(default_factory=_Numbers)
 
     def add(self, seen: pl.DataFrame) -> None:
         """Add the next rows (`counted_rows`), all of them later than those before."""
         if seen.is_empty():
             return
-        before = pl.col("instance").replace_strict(self._counts, default=0, return_dtype=pl.Int64)
-        scrape = pl.col("ts").rank("dense").over("instance").cast(pl.Int64)
-        seen = seen.with_columns(scrape=scrape + before)
-        scrapes = seen.select("instance", "ts", "scrape").unique()
-        self._scrapes.append(scrapes)
-        self._counts.update(scrapes.group_by("instance").agg(pl.col("scrape").max()).iter_rows())
+        seen = self._numbers.added(seen)
         both = pl.concat(
             [
                 self._last.select(seen.columns).with_columns(is_new=pl.lit(False)),
@@ -118,10 +129,6 @@ class Presence:
             for found in ([*self._gone, end], self._come)
         )
         return gone, come
-
-    def scrapes(self) -> pl.DataFrame:
-        """The scrapes of every target, numbered from 1; columns: instance, ts, scrape."""
-        return pl.concat(self._scrapes)
 
 
 def with_relabelled_minutes(

@@ -27,6 +27,8 @@ from vllm_capacity.telemetry.parts import Held, RowsInParts, Spool, Tables
 from vllm_capacity.telemetry.processes import (
     DIFFERENCED,
     falls_in,
+    joined_spans,
+    joined_starts,
     lives_of,
     process_changes,
     spans_in,
@@ -92,16 +94,18 @@ def _written(
     moved = None if is_downsampled else relabelling(rows, facts.presence, lives)
     if moved is not None:
         series, ingest_notes = moved.series(series), pl.concat([ingest_notes, moved.notes()])
-    counted, spans = _Runs(series, lives), []
+    counted, spans = _Runs(series, lives), None
     since = rows.begin or facts.begin()
     for part in rows.parts:
         tables = part()
         if moved is not None:
             tables = (moved.table(tables[0]), moved.table(tables[1]))
         seen = pl.concat([frame.select("series_id", "ts") for frame in tables])
-        spans.append(spans_in(seen, series, lives, since=since))
+        own = spans_in(seen, series, lives, since=since)
+        spans = own if spans is None else joined_spans(pl.concat([spans, own]))
         write(counted.settled(tables))
-    series = with_series_starts(series, pl.concat(spans), lives, since=since)
+    assert spans is not None
+    series = with_series_starts(series, spans, lives, since=since)
     return series, pl.concat([ingest_notes, facts.dropped_notes(series)])
 
 
@@ -153,15 +157,18 @@ def _bounds(heights: Sequence[Counter[datetime]], most: int) -> Iterator[tuple[d
 
 @dataclass
 class _Facts:
-    """Facts about all rows that must be known before any row can be finalized."""
+    """Facts about all rows that must be known before any row can be finalized.
+
+    They grow with series, restarts and relabeled series, but not with time.
+    """
 
     series: pl.DataFrame
     presence: Presence = field(default_factory=Presence)
-    _first: list[pl.DataFrame] = field(default_factory=list)
-    _starts: list[pl.DataFrame] = field(default_factory=list)
+    _first: pl.DataFrame | None = None
+    _starts: pl.DataFrame | None = None
     _falls: list[pl.DataFrame] = field(default_factory=list)
-    _dropped: list[pl.DataFrame] = field(default_factory=list)
-    _begins: list[datetime] = field(default_factory=list)
+    _dropped: pl.DataFrame | None = None
+    _begin: datetime | None = None
     _last: pl.DataFrame | None = None
 
     def add(self, ordered: Held | Spool, stretch: Tables) -> None:
@@ -169,31 +176,37 @@ class _Facts:
         samples, twins = _deduplicated(stretch[0], "value")
         histograms, other_twins = _deduplicated(stretch[1], "count")
         ordered.add(samples, histograms)
-        self._dropped.append(_dropped(pl.concat([twins, other_twins])))
-        self._first.append(samples.group_by("series_id").agg(since=pl.col("ts").min()))
-        self._begins += [f["ts"].min() for f in (samples, histograms) if f.height]  # type: ignore[misc]
-        self._starts.append(starts_in(samples, self.series))
-        known = samples if self._last is None else pl.concat([self._last, samples])
-        known = known.sort("series_id", maintain_order=True)
+        dropped = _counted(pl.concat([twins, other_twins]).with_columns(count=1))
+        self._dropped = _counted(_both(self._dropped, dropped))
+        first = samples.select("series_id", since="ts")
+        self._first = _both(self._first, first).group_by("series_id").agg(pl.col("since").min())
+        begins = [f["ts"].min() for f in (samples, histograms) if f.height]
+        self._begin = min(each for each in (self._begin, *begins) if each is not None)  # type: ignore[assignment]
+        starts = _both(self._starts, starts_in(samples, self.series))
+        self._starts = joined_starts(starts.sort("instance", "first"))
+        known = _both(self._last, samples).sort("series_id", maintain_order=True)
         self._falls.append(falls_in(known, self.series))
         self._last = known.unique("series_id", keep="last", maintain_order=True)
         self.presence.add(counted_rows(self.series, (samples, histograms)))
 
     def lives(self) -> pl.DataFrame:
         """The processes that ran at each address."""
-        first = pl.concat(self._first).group_by("series_id").agg(pl.col("since").min())
-        return lives_of(self.series, first, pl.concat(self._starts), pl.concat(self._falls))
+        assert self._first is not None
+        assert self._starts is not None
+        return lives_of(self.series, self._first, self._starts, pl.concat(self._falls))
 
     def begin(self) -> datetime:
         """The time of the first sample."""
-        return min(self._begins)
+        assert self._begin is not None
+        return self._begin
 
     def dropped_notes(self, series: pl.DataFrame) -> pl.DataFrame:
         """An ingest note per instance, metric and reason: duplicates, older names of a concept.
 
         One more for each target that has a dropped counter sample with a different value.
         """
-        dropped = pl.concat(self._dropped).join(
+        assert self._dropped is not None
+        dropped = self._dropped.join(
             series.select("series_id", "instance", "metric", "kind"), on="series_id"
         )
         is_uncounted = (pl.col("why") == _OTHER) & pl.col("kind").is_in(DIFFERENCED)
@@ -236,11 +249,15 @@ def _deduplicated(frame: pl.DataFrame, value: str) -> Tables:
     ), dropped
 
 
-def _dropped(rows: pl.DataFrame) -> pl.DataFrame:
+def _counted(dropped: pl.DataFrame) -> pl.DataFrame:
     """Per series and reason, the number of dropped rows and the time of the first."""
-    return rows.group_by("series_id", "why", maintain_order=True).agg(
-        count=pl.len().cast(pl.Int64), ts=pl.col("ts").min()
+    return dropped.group_by("series_id", "why", maintain_order=True).agg(
+        pl.col("count").sum().cast(pl.Int64), pl.col("ts").min()
     )
+
+
+def _both(before: pl.DataFrame | None, own: pl.DataFrame) -> pl.DataFrame:
+    return own if before is None else pl.concat([before, own])
 
 
 @dataclass

@@ -11,8 +11,15 @@ from vllm_capacity.telemetry.stamps import CHANGE_SCHEMA, KEY, PROCESS_START, Fr
 
 _DAY_SECONDS = 86_400
 _DISTANCE_US = 7 * _DAY_SECONDS * 1_000_000
+_HOUR_US = 3_600_000_000
 _SPANS = 10  # a stray is further away than this many times the time span of the others
 _MOST, _MOST_SHARE = 10, 0.25
+
+
+def may_have_strays(hours: pl.Series) -> bool:
+    """Whether stamps in these UTC hours may be far from all others."""
+    gaps = np.diff(hours.sort().to_physical().to_numpy())
+    return bool((gaps > _DISTANCE_US - _HOUR_US).any())
 
 
 def strays_of(known: Frames, pulses: pl.DataFrame) -> pl.DataFrame:
