@@ -42,6 +42,33 @@ def test_the_limit_given_is_that_of_duckdb(monkeypatch):
     assert memory.limit_bytes() > 300_000_000
 
 
+@pytest.mark.parametrize(
+    ("own", "limits"),
+    [
+        pytest.param("0::/a/b\n", {"memory.max": "max", "a/memory.max": "3000000000"}, id="nested"),
+        pytest.param("0::/\n", {"memory.max": "3000000000"}, id="a container's own"),
+        pytest.param("0::/../b\n", {"memory.max": "3000000000"}, id="outside of its container"),
+        pytest.param(
+            "9:name=systemd:/\n4:cpu,memory:/a\n0::/\n",
+            {
+                "memory/memory.limit_in_bytes": "9223372036854771712",
+                "memory/a/memory.limit_in_bytes": "3000000000",
+            },
+            id="version 1",
+        ),
+    ],
+)
+def test_the_default_is_half_of_what_a_control_group_may_use(own, limits, tmp_path, monkeypatch):
+    monkeypatch.delenv(memory.MEMORY_LIMIT, raising=False)
+    for name, text in limits.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    (tmp_path / "own").write_text(own)
+    monkeypatch.setattr(memory, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(memory, "_OWN_CGROUPS", tmp_path / "own")
+    assert memory.limit_bytes() == 1_500_000_000
+
+
 def test_an_hour_that_does_not_fit_is_refused_with_the_size_that_would_do(tmp_path, monkeypatch):
     values = {t: 1.0 for t in range(0, 7 * 3600, 60)}
     path = small_window(tmp_path, gauge(RUNNING, values)).path

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import weakref
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -26,7 +27,7 @@ MEMORY_LIMIT = "VLLM_CAPACITY_MEMORY_LIMIT"
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?\s*", re.IGNORECASE)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _LEAST_BYTES = 100_000_000
-_CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 # Memory per row of an hour during processing: 1.5 times the measured values.
 _SAMPLE_BYTES, _HISTOGRAM_BYTES = 150, 1_200
 
@@ -115,9 +116,25 @@ def needed_bytes(*, samples: int, histograms: int) -> int:
 
 
 def _there_bytes() -> int:
-    """The memory of this machine, or of its control group if that is less, in bytes."""
+    """The memory of this machine, or of its control groups if that is less, in bytes."""
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for name in _CGROUPS:
-        with suppress(OSError, ValueError):
-            whole = min(whole, int(Path(name).read_text()))
-    return whole
+    return min([whole, *_cgroup_limits()])
+
+
+def _cgroup_limits() -> Iterator[int]:
+    """The memory limits of the control groups that this process is in, in bytes, if any.
+
+    Each group up to the root has its own; of version 1, that of the controller `memory`.
+    """
+    with suppress(OSError, ValueError):
+        for line in _OWN_CGROUPS.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "memory" not in controllers.split(","):
+                continue
+            root = _CGROUPS / "memory" if controllers else _CGROUPS
+            name = "memory.limit_in_bytes" if controllers else "memory.max"
+            own = root / path.lstrip("/")
+            for group in (own, *own.parents):
+                if group.is_relative_to(root):
+                    with suppress(OSError, ValueError):  # `max`, or the root of a container
+                        yield int((group / name).read_text())
