@@ -223,8 +223,8 @@ def _rows(window: Window, piece: Piece, table: str) -> pl.DataFrame:
     empty = NO_BASE.samples if table == "samples" else NO_BASE.histograms
     parts = [read_hour(window.path, file) for file in files]
     frame = pl.concat([part.select(empty.columns) for part in parts]) if parts else empty
-    if len(parts) > 1:
-        frame = frame.sort("series_id", "ts")
+    if len(parts) > 1:  # each is sorted, and they are in order of time
+        frame = frame.sort("series_id", maintain_order=True)
     is_inside = (pl.col("ts") >= piece.time_range.start) & (pl.col("ts") < piece.time_range.end)
     return frame if frame.select(is_inside.all()).item() else frame.filter(is_inside)
 
