@@ -7,11 +7,13 @@ import pytest
 from click.testing import CliRunner
 
 from tests.answering import assumed, plan
+from vllm_capacity.analysis import Analysis
 from vllm_capacity.cli import cli
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.fleet import load_fleet
 from vllm_capacity.facts.prices import given_price
+from vllm_capacity.figures.makes import Make
 from vllm_capacity.plan import PlanRequest
 from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.verdicts.sizing import Policy
@@ -115,6 +117,36 @@ def test_other_gpus_are_rows_and_rejected_ones_have_their_reason(sweep):
     assert not any(
         "light" in "; ".join(row["slo_output_tokens_per_second"]["basis"]) for row in known
     )
+
+
+def compared(window, monkeypatch, *kv_dtypes):
+    """The plan of the window, as if its engines had reported KV caches of these types."""
+    makes = [Make("m", settings={"cache_dtype": each}) for each in kv_dtypes]
+    own = property(lambda _: {str(n): make for n, make in enumerate(makes)})
+    monkeypatch.setattr(Analysis, "makes", own)
+    model = "meta-llama/Llama-3.1-70B-Instruct"
+    asked = PlanRequest(from_gpu="H100-80GB-SXM", model=model, to_gpus=("H200-141GB-SXM",))
+    return plan(window, asked, terms=assumed(gpus_per_engine=4))
+
+
+def test_other_gpus_hold_a_kv_cache_of_the_type_that_the_engine_reports(examples, monkeypatch):
+    """In FP8 twice the requests fit, so less is gained by the memory of an H200."""
+    found = {}
+    for kv_dtype in ("auto", "fp8_e4m3"):
+        window = open_window(examples / "vllm-sweep")
+        options = compared(window, monkeypatch, kv_dtype)["options"]
+        found[kv_dtype] = options[-1]["slo_output_tokens_per_second"]["mid"]
+    assert found["auto"] > found["fp8_e4m3"]
+
+
+@pytest.mark.parametrize(
+    ("kv_dtypes", "reason"),
+    [(["int3"], "a KV cache of type 'int3' holds is unknown"), (["auto", "fp8"], "(auto, fp8)")],
+)
+def test_a_kv_cache_of_an_unknown_type_is_not_compared(sweep, monkeypatch, kv_dtypes, reason):
+    found = compared(sweep, monkeypatch, *kv_dtypes)
+    assert found["options"] == []
+    assert reason in found["options_reason"]
 
 
 def test_a_mapping_file_gives_the_gpus_and_the_price_of_more_replicas(sweep, tmp_path):

@@ -260,6 +260,11 @@ class Analysis:
         rates = engine_rates(self.engines, self.assumptions.pricing)
         return engine_makes(self.window, self.engines, rates=rates)
 
+    @property
+    def kv_dtypes(self) -> list[str]:
+        """The types of its engines' KV caches; auto (16 bits) for engines that report none."""
+        return sorted({make.kv_dtype for make in self.makes.values()}) or ["auto"]
+
     @cached_property
     def engine_times(self) -> dict[str, EngineTime | str]:
         """How the time of each engine's steps was spent, by name, or why that is unknown.

@@ -21,7 +21,7 @@ from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate, Figures, Kind, listed, total
 from vllm_capacity.facts.fleet import rate_in_force
 from vllm_capacity.facts.gpus import GpuSpan, find_gpu, gpu_names
-from vllm_capacity.facts.llms import shape_or_reason
+from vllm_capacity.facts.llms import kv_type_reason, shape_or_reason
 from vllm_capacity.facts.metrics import DECODE, FLOPS, PREFILL, READ_BYTES, WRITE_BYTES
 from vllm_capacity.facts.prices import NO_PRICE
 from vllm_capacity.figures import latency, traffic
@@ -523,6 +523,7 @@ def _options(case: _Planning) -> _Compared:
             output_tokens_per_second=capacity.mid or 0.0,
             input_tokens=case.prompt_tokens.mid or 0.0,
             output_tokens=case.output_tokens.mid or 0.0,
+            kv_dtype=case.analysis.kv_dtypes[0],
         )
     else:
         capacity, basis = full.output_tokens_per_second, _light_words(case, full)
@@ -645,6 +646,11 @@ def _no_comparison(case: _Planning, name: str | None, *, is_calculated: bool) ->
         return llm
     if is_calculated:
         return ""
+    kv_dtypes = case.analysis.kv_dtypes
+    if len(kv_dtypes) > 1:
+        return f"the KV caches of its engines have several types ({listed(kv_dtypes)})"
+    if reason := kv_type_reason(kv_dtypes[0]):
+        return reason
     for estimate in (case.prompt_tokens, case.output_tokens, case.capacity):
         if not estimate.mid:
             return estimate.reason or "nothing was served"

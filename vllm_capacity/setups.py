@@ -9,7 +9,7 @@ import polars as pl
 from vllm_capacity.assumptions import Assumptions
 from vllm_capacity.bills import engine_name
 from vllm_capacity.facts.gpus import GpuSpan, find_gpu
-from vllm_capacity.facts.llms import shape_or_reason
+from vllm_capacity.facts.llms import kv_type_reason, shape_or_reason
 from vllm_capacity.figures.latency import MeanLatency
 from vllm_capacity.figures.makes import Make, speculating
 from vllm_capacity.figures.traffic import prefix_cache_hit_ratio
@@ -60,7 +60,7 @@ def engine_setups(
             parts[name].usage,
             latencies[name],
             cached_ratio=prefix_cache_hit_ratio(own) or 0.0,
-            kv_tokens=makes[name].kv_tokens,
+            make=makes[name],
             is_speculating=key in drafting,
         )
     return found
@@ -73,7 +73,7 @@ def _setup(
     means: MeanLatency,
     *,
     cached_ratio: float,
-    kv_tokens: float | None,
+    make: Make,
     is_speculating: bool,
 ) -> Setup | str:
     if model is None:
@@ -81,6 +81,8 @@ def _setup(
     llm = shape_or_reason(model)
     if isinstance(llm, str):
         return llm
+    if reason := kv_type_reason(make.kv_dtype):
+        return reason
     requests, prompt, output = (
         usage.successful_requests,
         usage.prompt_tokens,
@@ -97,6 +99,7 @@ def _setup(
         ttft_seconds=means.ttft_seconds,
         itl_seconds=means.itl_seconds,
         cached_ratio=cached_ratio,
-        kv_tokens=kv_tokens,
+        kv_tokens=make.kv_tokens,
+        kv_dtype=make.kv_dtype,
         is_speculating=is_speculating,
     )

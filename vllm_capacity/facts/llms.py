@@ -216,6 +216,15 @@ def kv_scale(kv_dtype: str) -> float:
     return BYTES_PER_WEIGHT[dtype] / 2.0
 
 
+def kv_type_reason(kv_dtype: str) -> str:
+    """Why nothing can be calculated for a KV cache of that type; empty if it is known."""
+    try:
+        kv_scale(kv_dtype)
+    except InputError:
+        return f"how much a KV cache of type {kv_dtype!r} holds is unknown"
+    return ""
+
+
 def _build(row: Llm, wanted: str) -> Llm:
     """The row adapted to the build of that name."""
     if _bare(row.model) == _bare(wanted):

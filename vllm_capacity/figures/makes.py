@@ -47,6 +47,11 @@ class Make:
         return next(iter(spans.values())) if len(spans) == 1 else None
 
     @property
+    def kv_dtype(self) -> str:
+        """The type of its KV cache, as it reports; auto if it does not."""
+        return self.settings.get("cache_dtype", "auto")
+
+    @property
     def kv_tokens(self) -> float | None:
         """How many tokens its KV cache holds, as it reports; None if it does not."""
         block = _number(self.settings.get("block_size"))

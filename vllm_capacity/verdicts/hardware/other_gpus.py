@@ -95,6 +95,7 @@ def measured_question(
     output_tokens_per_second: float,
     input_tokens: float,
     output_tokens: float,
+    kv_dtype: str = "auto",
 ) -> Question:
     """The measurement, at capacity, as a question about another GPU."""
     llm = find_llm(model)
@@ -109,6 +110,7 @@ def measured_question(
         input_tokens=input_tokens,
         output_tokens=output_tokens,
         load=Load(is_capacity=True),
+        kv_dtype=kv_dtype,
     )
 
 

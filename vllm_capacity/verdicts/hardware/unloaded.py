@@ -79,6 +79,7 @@ class Setup:
     """The hardware and model of one engine, and how fast it served.
 
     `kv_tokens` is the size of its KV cache; latencies are means over the window. None: unknown.
+    `kv_dtype` is the type of the KV cache (auto: 16 bits).
     """
 
     gpu: GpuSpan
@@ -90,6 +91,7 @@ class Setup:
     itl_seconds: float | None = None
     cached_ratio: float = 0.0
     kv_tokens: float | None = None
+    kv_dtype: str = "auto"
     is_speculating: bool = False
 
     @property
@@ -144,6 +146,7 @@ class Setup:
             load=Load(clients=running),
             itl_seconds=itl,
             ttft_seconds=ttft,
+            kv_dtype=self.kv_dtype,
         )
 
 
