@@ -31,9 +31,11 @@ report: $(STAMP)  ## recorded telemetry of a real vLLM → reports/index.html
 
 test: check tests  ## everything: checks, tests, notebooks
 
+# Bytecode is kept, whatever the shell says: else each worker, and each process that a test starts,
+# compiles everything anew.
 tests: $(STAMP)
 	@echo "==> Tests and notebooks"
-	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(TESTS)
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 test-pythons:  ## the tests (or TESTS="tests/cli …") on each of Python 3.11 to 3.14 that is installed
 	@for version in $(PYTHONS); do \
