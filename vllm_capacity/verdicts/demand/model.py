@@ -122,8 +122,8 @@ def offset(history: Floats, steps_per_day: int) -> float:
 
 def _offsets(histories: Floats, steps_per_day: int) -> Floats:
     """The offset of each history, its last axis of length 1."""
-    mean = _mean(histories[..., -PROFILE_DAYS * steps_per_day :])
-    return np.where(mean == 0, _OFFSET_RATIO, _OFFSET_RATIO * mean)
+    found = _OFFSET_RATIO * _mean(histories[..., -PROFILE_DAYS * steps_per_day :])
+    return np.where(found == 0, _OFFSET_RATIO, found)
 
 
 def _mean(values: Floats) -> Floats:
@@ -241,7 +241,8 @@ def backtest(
 def _of_one_length(origins: NDArray[np.int64], steps_per_day: int) -> Iterator[tuple[slice, int]]:
     """Slices of the origins, each with the length of the histories that forecasts from there use.
 
-    That is everything in the first week, then whole weeks. A slice holds as many as fit a cache.
+    That is everything in the first week, then whole weeks. A slice is small enough for the
+    processor's cache.
     """
     week = 7 * steps_per_day
     lengths = np.where(origins < week, origins, np.minimum(origins // week, _MOST_WEEKS) * week)
