@@ -179,7 +179,7 @@ def test_an_entry_that_is_not_whole_is_made_anew(bucket, local):
 
 def test_the_verb_copies_a_window_and_figures_read_it_there(bucket, local):
     said = CliRunner().invoke(cli, ["rollup", str(local), "--workers", "1", "--to", URL])
-    assert said.output.endswith(f" made now. Copied to {URL}.\n")
+    assert said.output.endswith(f" of them new. Copied to {URL}.\n")
     by_url, by_path = (
         CliRunner().invoke(cli, ["figures", place, "--json"]).output for place in (URL, str(local))
     )

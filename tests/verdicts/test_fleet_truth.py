@@ -116,5 +116,5 @@ def test_the_queue_of_each_of_two_models_is_checked_alone(grown):
         assert part.queue_check.utilization_ratio == pytest.approx(busy)
     said = repr(queue_check(found)).replace("\xa0", " ")
     for name in found.by_model:
-        assert f"Of {name}, " in said
+        assert f"For {name}: " in said
     assert said.count("busy") == 2
