@@ -124,6 +124,11 @@ def test_slo_throughput_is_unknown(ttft, itl, part_of_reason):
     assert part_of_reason in within(loaded(LOADS), ttft, itl).reason
 
 
+def test_a_load_of_less_than_one_token_per_second_is_not_said_to_be_0():
+    light = [(n, output / 400, seconds) for n, output, seconds in LOADS]
+    assert "running requests and 0.075 output tokens/s" in within(loaded(light), 0.05).reason
+
+
 def test_slo_throughput_is_at_least_what_was_held_where_targets_were_always_met():
     found = within(loaded(LOADS), 5.0, None)
     assert (found.low, found.mid, found.high) == (264, None, None)

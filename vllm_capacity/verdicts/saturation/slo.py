@@ -364,7 +364,7 @@ def _one_load(fit: SaturationFit, wanted: Mapping[str, float], targets: str) -> 
     seconds = fit.steps.seconds[points]
     mean = total(fit.steps.output_tokens_per_second[points], seconds) / summed(seconds)
     result = (
-        f"{'it came in bursts' if is_varied else 'the load was steady'}, {mean:,.0f} output "
+        f"{'it came in bursts' if is_varied else 'the load was steady'}, {_rate(mean)} output "
         f"tokens/s on average, and {load.met:.0%} of its steps met {targets}; more needs different "
         "loads that last"
     )
@@ -377,11 +377,16 @@ def _one_load(fit: SaturationFit, wanted: Mapping[str, float], targets: str) -> 
     return Estimate.unknown(result)
 
 
+def _rate(value: float) -> str:
+    """The rate in whole tokens/s; below ten with two digits, as light loads are not 0."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
 def _always_missed(loads: Sequence[_Load], targets: str) -> Estimate:
     lightest = loads[0]
     return Estimate.unknown(
         f"{targets} was missed already at the lightest load seen, {lightest.running:,.1f} running "
-        f"requests and {lightest.output:,.0f} output tokens/s: {lightest.worst:.1f} × the target"
+        f"requests and {_rate(lightest.output)} output tokens/s: {lightest.worst:.1f} × the target"
     )
 
 
