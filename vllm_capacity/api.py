@@ -304,9 +304,10 @@ class Analysis(analysis.Analysis):
         try:
             from vllm_capacity.render.sections.header import tiles, title_line, verdict
 
-            shown = tiles(self)._repr_mimebundle_()
+            own_tiles = tiles(self)
+            shown = own_tiles._repr_mimebundle_()
             if "text/html" in shown:  # not in a report's kernel
-                screen = (title_line(self), verdict(self), tiles(self))
+                screen = (title_line(self), verdict(self), own_tiles)
                 shown["text/html"] = "\n".join(each.html for each in screen)
         except ModuleNotFoundError:
             return lines

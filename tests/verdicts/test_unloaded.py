@@ -282,7 +282,7 @@ def test_a_weight_type_that_was_never_timed_there_has_a_wide_band_and_says_so(tm
     [
         pytest.param("L4-PCIe", {}, "does not fit beside the weights", id="too small a GPU"),
         pytest.param("B200-180GB-SXM", {}, "a host that limits, another GPU", id="too quick a GPU"),
-        pytest.param(A100, {"model": "Qwen3-0.6B"}, "than told?", id="another model"),
+        pytest.param(A100, {"model": "Qwen3-0.6B"}, "than given?", id="another model"),
     ],
 )
 def test_what_was_told_is_not_this_server(light, gpu, told, says):

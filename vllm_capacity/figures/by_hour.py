@@ -285,14 +285,16 @@ def _fastest_means(window: HourlyWindow, params: Mapping[str, object]) -> pl.Dat
     return window.hourly("fastest_means", everywhere=True).filter(pl.col("metric").is_in(metrics))
 
 
-def _same_processes(window: HourlyWindow, params: Mapping[str, object]) -> pl.DataFrame:
-    """same_processes.sql: by all rows, but only if the rows at the ends do not refute each pair.
+def same_processes(
+    window: Window, some_rows: Database | None, params: Mapping[str, object]
+) -> pl.DataFrame:
+    """same_processes.sql: from all rows, but only if some of them do not refute every pair.
 
-    One count grows through any selection of its samples, so a pair that ends refute is none.
+    One count grows through any selection of its samples, so a pair that some refute is none.
     """
     name, possible = "same_processes", {**params, "fewest": 0}
-    if window.ends is not None:
-        found = asked(window.ends, query_text("figures", name), possible, window=window.name)
+    if some_rows is not None:
+        found = asked(some_rows, query_text("figures", name), possible, window=window.name)
         if found.is_empty():
             return found
     return Window.shipped_sql(window, "figures", name, params)
@@ -302,5 +304,5 @@ _ANSWERED: dict[str, Callable[[HourlyWindow, Mapping[str, object]], pl.DataFrame
     "attempts": _attempts,
     "scrape_increases": _scrape_increases,
     "fastest_means": _fastest_means,
-    "same_processes": _same_processes,
+    "same_processes": lambda window, params: same_processes(window, window.ends, params),
 }

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 
 import polars as pl
 
@@ -26,6 +25,7 @@ from vllm_capacity.figures.by_hour import (
     is_relabelled,
     kept_attempts,
     key_of,
+    same_processes,
 )
 from vllm_capacity.figures.pieces import NO_BASE, ROWS_PER_PIECE, Piece, all_rows, pieces_of
 from vllm_capacity.telemetry.memory import Database
@@ -56,28 +56,15 @@ class ShortPart(Window):
             return super().shipped_sql(package, name, params)
         if name == "attempts":
             return kept_attempts(self.pieces, params)
+        if name == "same_processes":
+            return same_processes(self, self.here, params)
         return asked(self.here, query_text(package, name), params, window=self.name)
 
     def _needs_all_rows(self, name: str, params: Mapping[str, object]) -> bool:
         if name in _OF_THE_PART and self.near is not None:
             start, end = params["start"], params["end"]
             return start < self.near.start or end > self.near.end  # type: ignore[operator]
-        if name == "same_processes":
-            return self._is_start_shared
         return name == "fastest_means" or (name in OF_ALL_ROWS and is_relabelled(self))
-
-    @cached_property
-    def _is_start_shared(self) -> bool:
-        """Whether two targets report the same start: only then comparing them needs all rows."""
-        starts = self.named_sql("figures", "process_starts").filter(pl.col("value") > 0)
-        series = self.named_sql("figures", "series").select("series_id", "instance")
-        last = (
-            starts.join(series, on="series_id")
-            .sort("ts")
-            .group_by("instance")
-            .agg(pl.col("value").last())
-        )
-        return bool(last.get_column("value").is_duplicated().any())
 
 
 def as_read(

@@ -113,7 +113,7 @@ class Setup:
             return ""
         return (
             f"its KV cache of {self.kv_tokens:,.0f} tokens does not fit beside the weights on "
-            f"{self.gpus} × {self.gpu.label}: another GPU, count or model than told?"
+            f"{self.gpus} × {self.gpu.label}: another GPU, count or model than given?"
         )
 
     @property
@@ -269,7 +269,7 @@ def _unlike(question: Question) -> str:
     return (
         f"at {question.load.clients or 1.0:.3g} running it gave {ratio:.2f} × the tokens that "
         f"arithmetic gives on {question.gpus} × {gpu}: {what}another GPU, count, weight type or "
-        "model than told?"
+        "model than given?"
     )
 
 
@@ -295,7 +295,7 @@ def _no_less(found: Estimate, held: Estimate) -> Estimate:
     if found.mid is not None and found.mid < least:
         return Estimate.unknown(
             f"arithmetic gives {found.mid:,.0f} output tokens/s, yet it was seen to do "
-            f"{least:,.0f}: another GPU, weight type or model than told?"
+            f"{least:,.0f}: another GPU, weight type or model than given?"
         )
     return replace(found, low=max(found.low, least))
 

@@ -604,7 +604,7 @@ class _Asking:
         if _excess(question, one) > 1:
             yield (
                 f"that is {question.output_tokens_per_second / one.rate:.1f} × what the "
-                "arithmetic gives on G: cached prompts, or another set-up than told? Hence the "
+                "arithmetic gives on G: cached prompts, or another set-up than given? Hence the "
                 "wider band"
             )
         if self.nearest is not None:
