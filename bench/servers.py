@@ -75,27 +75,35 @@ def quick(folder: Path) -> list[Ratio]:
 def ours(path: Path) -> dict[str, list[tuple[str, int, float]]]:
     """The four answers of a window: rows of (engine, hour, number)."""
     from vllm_capacity.figures.by_hour import by_hour
-    from vllm_capacity.figures.series import per_step
+    from vllm_capacity.figures.histogram import bucket_quantile
+    from vllm_capacity.figures.latency import of_minutes
+    from vllm_capacity.figures.steps import Grid
 
     window = open_window(path)
-    whole = _hours(window.extent)
     read = by_hour(window, window.extent)
-    grown = read.hourly("increases")  # type: ignore[attr-defined]
+    hours = Grid(_hours(window.extent), _HOUR)
+    grown, gauges, latency = (
+        read.hourly(name)  # type: ignore[attr-defined]
+        for name in ("increases", "gauges", "latency")
+    )
     tokens = (
         grown.filter(metric=GENERATION_TOKENS)
         .group_by("instance", "hour")
         .agg(pl.col("increase").sum())
     )
-    steps = per_step(read, time_range=whole, step_seconds=_HOUR)
-    columns = {
-        "p95 TTFT": "ttft_p95_seconds",
-        "KV": "kv_cache_ratio_max",
-        "running": "running_mean",
-    }
+    first = int(hours.time_range.start.timestamp())
+    of_hour = (
+        gauges.filter(pl.col("metric").is_in([KV_CACHE, RUNNING]))
+        .group_by("metric", step=hours.of("ts"))
+        .agg(mean=pl.col("total").sum() / pl.col("n").sum(), max=pl.col("max").max())
+    )
     found = {"tokens": [(e, int(h.timestamp()), v) for e, h, v in tokens.iter_rows()]}
-    for name, column in columns.items():
-        rows = steps.select("start", column).drop_nulls().iter_rows()
-        found[name] = [("", int(start.timestamp()), value) for start, value in rows]
+    for name, metric, column in (("KV", KV_CACHE, "max"), ("running", RUNNING, "mean")):
+        rows = of_hour.filter(metric=metric).select("step", column).drop_nulls().iter_rows()
+        found[name] = [("", first + step * _HOUR, value) for step, value in rows]
+    waits = of_minutes(latency.filter(metric=TTFT).with_columns(step=hours.of("ts")))
+    p95 = ((each.step, bucket_quantile(each.edges, each.counts, 0.95)) for each in waits)
+    found["p95 TTFT"] = [("", first + step * _HOUR, value) for step, value in p95 if value]
     return found
 
 

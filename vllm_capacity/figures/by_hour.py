@@ -69,7 +69,6 @@ class HourlyWindow(Window):
 
     time_range: TimeRange | None = None
     pieces: tuple[Kept, ...] = ()
-    ends: Database | None = None
     shelf: Shelf | None = None
     """Keeps others from removing the stored entries while this window is in use."""
     _frames: dict[tuple[str, bool], pl.DataFrame] = field(default_factory=dict)
@@ -83,7 +82,7 @@ class HourlyWindow(Window):
         """The answer to a shipped query, from what the pieces left behind."""
         if name in _ANSWERED:
             return _ANSWERED[name](self, params)
-        if self.ends is None or (name in OF_ALL_ROWS and self._is_relabelled):
+        if name in OF_ALL_ROWS and self._is_relabelled:
             return super().shipped_sql(package, name, params)
         return asked(self.ends, query_text(package, name), params, window=self.name)
 
@@ -97,6 +96,11 @@ class HourlyWindow(Window):
                 return found
             self._frames[key] = found
         return self._frames[key]
+
+    @cached_property
+    def ends(self) -> Database:
+        """The rows at the ends of pieces; made for the first query that needs them."""
+        return connected(self, self.pieces)
 
     @cached_property
     def _is_relabelled(self) -> bool:
@@ -137,8 +141,7 @@ def by_hour(
     cut = pieces_of(window, time_range, rows_per_piece=rows_per_piece)
     pieces = tuple(kept_pieces(window, cut, shelf))
     own = {each.name: getattr(window, each.name) for each in fields(Window)}
-    ends = connected(window, pieces)
-    kept = {"time_range": time_range, "pieces": pieces, "ends": ends, "shelf": shelf}
+    kept = {"time_range": time_range, "pieces": pieces, "shelf": shelf}
     found = HourlyWindow(**{**own, "answers": {}, **kept})
     vars(found)["extent"] = window.extent
     return found

@@ -19,6 +19,7 @@ import stat
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -254,11 +255,11 @@ def _checked(
     files = _listed(path, note.pop("files", None)) if has_list else _found(path)
     _check_tables(path, note["grain"], files)
     is_there = [origin is None or (path / file.name).exists() for file in files]
-    there = [file for file, is_here in zip(files, is_there, strict=True) if is_here]
+    there = list(compress(files, is_there))
     sized = [replace(file, bytes=_size(path, file, has_list=has_list)) for file in there]
     counts = _row_counts(path, sized, connection)
     read = [replace(file, rows=_rows(path, file, counts, has_list=has_list)) for file in sized]
-    files = [*read, *(file for file in files if file not in there)]
+    files = [*read, *compress(files, (not is_here for is_here in is_there))]
     _check_counts(path, note["counts"], files)
     if has_list:
         _check_extras(path, unlisted(path, files))
