@@ -1,4 +1,4 @@
-"""`python -m bench [NAME ...]`: measure, tell, and write RESULTS.md where all was measured."""
+"""`python -m bench [NAME ...]`: measure, print, and write RESULTS.md if everything was measured."""
 
 import argparse
 import importlib
@@ -110,7 +110,7 @@ def _told(name: str) -> str:
 def page(
     ratios: Mapping[str, Sequence[Ratio]], trials: Mapping[str, str], *, on: date, machine: str
 ) -> str:
-    """RESULTS.md: the ratios in a table, the trials in their own words."""
+    """RESULTS.md: the ratios in a table, and the output of the trials."""
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     lines = [
         "# Cost relative to the bare tools",
@@ -176,8 +176,8 @@ def _notes() -> list[str]:
 
 
 def _quoted(trials: Mapping[str, str]) -> Iterable[str]:
-    for name, told in trials.items():
-        yield from (f"`python bench/{name}.py`:", "", "```", told, "```", "")
+    for name, output in trials.items():
+        yield from (f"`python bench/{name}.py`:", "", "```", output, "```", "")
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ from bench.measure import TIMEOUT_SECONDS, Ratio, by_turns, cpu_seconds, peak_me
 def measure(folder: Path, *, runs: int) -> list[Ratio]:
     day = engine_day(folder)
     ours, bare = by_turns(lambda: _alone("answer", day), lambda: _alone("scan", day), runs=runs)
-    told = ("answer() of an engine-day", "DuckDB reading every value once")
+    names = ("answer() of an engine-day", "DuckDB reading every value once")
     return [
-        Ratio(*told, unit, tuple(one[at] for one in ours), tuple(one[at] for one in bare))
+        Ratio(*names, unit, tuple(one[at] for one in ours), tuple(one[at] for one in bare))
         for at, unit in enumerate(("CPU s", "peak MB"))
     ]
 

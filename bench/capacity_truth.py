@@ -30,7 +30,7 @@ QUICK_CASES, USUAL_CASES = 10, 40
 
 
 def main() -> None:
-    """Make or read the windows, judge them, tell."""
+    """Make or read the windows, judge them, print the results."""
     parser = argparse.ArgumentParser(prog="python -m bench.capacity_truth")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_CASES} cases per kind")
     parser.add_argument("--cases", type=int, help=f"cases per kind ({USUAL_CASES})")
@@ -85,7 +85,7 @@ def _judged_case(job: tuple[str, int, Path, bool]) -> Row:
 
 
 def table(rows: Sequence[Row], *, by: str = "kind") -> str:
-    """By group: how often the capacity is answered, and how well; then the other figures."""
+    """By group: how often there is a capacity, and how good it is; then the other figures."""
     keys = dict.fromkeys(row[by] for row in rows)
     groups = [(str(key), [row for row in rows if row[by] == key]) for key in keys]
     heads = (
@@ -153,7 +153,7 @@ def _capacity_cells(kind: str, rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def _ratio(row: Row) -> float:
-    """The middle by the truth; by the nearer one where throughput falls past a peak."""
+    """The middle over the truth; over the nearer one if throughput falls past a peak."""
     mid, most, least = (row[f"capacity_{name}"] for name in ("mid", "truth", "least"))
     return float(mid / min(most, max(least, mid)))
 

@@ -1,4 +1,4 @@
-"""How often `compare` cries wolf, and how often it finds a planted change, on made servers.
+"""How often `compare` raises false alarms and finds planted changes, on simulated servers.
 
     python -m bench.changes [--times N] [--seed S] [--figure itl_seconds|ttft_seconds]
                             [--planted 0.05] [--law TEXT]
@@ -25,7 +25,7 @@ from vllm_capacity.verdicts.changes import Change, change, comparable_steps
 
 @dataclass(frozen=True)
 class Judged:
-    """What came out of the repetitions of one pair of sides."""
+    """Results of the repetitions of one pair of sides."""
 
     unchanged: tuple[Change, ...]
     changed: tuple[Change, ...]
@@ -42,7 +42,7 @@ class Judged:
         return sum(bool(each.is_more_than_noise) for each in self.changed)
 
     def promised(self, planted: float) -> list[Change]:
-        """The changed pairs that say that such a change would be found."""
+        """The changed pairs whose detectable change is at most that."""
         return [
             each
             for each in self.changed
@@ -51,9 +51,9 @@ class Judged:
 
     @property
     def detectable(self) -> float:
-        """The median of what each says that it would find."""
-        told = [each.detectable_change_ratio for each in (*self.unchanged, *self.changed)]
-        known = [each for each in told if each is not None]
+        """The median of the smallest detectable changes."""
+        sizes = [each.detectable_change_ratio for each in (*self.unchanged, *self.changed)]
+        known = [each for each in sizes if each is not None]
         return statistics.median(known) if known else float("nan")
 
 
@@ -80,7 +80,7 @@ def _made(rng: np.random.Generator, side: Mapping[str, object], speed: float) ->
 
 
 def main() -> None:
-    """Judge all pairs, or those with a text in their names, and tell."""
+    """Judge all pairs, or those with a text in their names, and print the results."""
     parser = argparse.ArgumentParser(prog="python -m bench.changes", description=__doc__)
     parser.add_argument("--times", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)

@@ -29,7 +29,7 @@ def engine_day(folder: Path) -> Path:
 
 
 def repeated_rows(seconds: float) -> Rows:
-    """The rows of about so long a time, as a source would hand them over."""
+    """The rows of about that length of time, as a source returns them."""
     sweep = open_window("vllm-sweep")
     length_seconds = sweep.extent.seconds + SCRAPE_SECONDS
     times = round(seconds / length_seconds)
@@ -100,7 +100,7 @@ def _repeated_histograms(sweep: Window, times: int, shift: np.timedelta64) -> pl
 
 
 def scan(path: Path) -> None:
-    """The floor of everything asked of a window: every value of it read once, by DuckDB."""
+    """The minimum for any query of a window: DuckDB reads every value once."""
     import duckdb
 
     db = duckdb.connect()

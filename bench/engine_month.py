@@ -1,4 +1,4 @@
-"""What the hours of many engines leave behind, for weeks: made of those of one engine's day.
+"""Hourly summaries of many engines for weeks, made from those of one engine's day.
 
 The day (engine_day.py) is answered by the hour, and its hours are put together: engine n begins n
 hours into the day, so that no two of 24 do the same at one time, and each day is lived through by
@@ -33,7 +33,7 @@ Frames = Mapping[str, pl.DataFrame]
 
 @dataclass(frozen=True)
 class Template:
-    """The whole hours of an engine's day, each with what it left behind."""
+    """The whole hours of an engine's day, each with its summary."""
 
     window: Window
     begins: tuple[datetime, ...]
@@ -41,7 +41,7 @@ class Template:
 
     @cached_property
     def starts(self) -> pl.Series:
-        """The series that tell when the process started."""
+        """The series with the process start time."""
         series = self.window.sql("select * from series")
         return series.filter(pl.col("metric") == PROCESS_START)["series_id"]
 
@@ -62,7 +62,7 @@ def template(folder: Path) -> Template:
 
 
 def engine_month(folder: Path, engines: int, days: int) -> Path:
-    """A window of so many engines and days whose hours have left behind what figures read."""
+    """A window of that many engines and days whose hourly summaries exist."""
     known, path = template(folder), folder / f"engines-{engines}-days-{days}"
     for table in TABLES:
         (path / table).mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def engine_month(folder: Path, engines: int, days: int) -> Path:
 
 
 class _Fleet:
-    """Engines that live through the hours of a template, each n hours ahead of the first."""
+    """Engines that repeat the hours of a template, each n hours ahead of the first."""
 
     def __init__(self, known: Template, engines: int) -> None:
         self.known = known
@@ -100,19 +100,19 @@ class _Fleet:
         self.tables = {"series": pl.concat(copies), "intake": intake}
 
     def stand_in(self, table: str, hour: datetime) -> pl.DataFrame:
-        """Rows in place of those of an hour: samples enough to make the hour a piece of its own."""
+        """Rows that replace those of an hour: enough samples to make the hour its own piece."""
         step = HOUR / ROWS_PER_PIECE if table == "samples" else HOUR
         times = pl.datetime_range(hour, hour + HOUR, step, closed="left", eager=True)
         one = self._copied(0, 0)[table].head(1).drop("ts")
         return one.join(times.alias("ts").to_frame(), how="cross")
 
     def hour(self, number: int) -> Frames:
-        """What all of them leave behind in an hour, by name."""
+        """The summaries of all of them for an hour, by name."""
         parts = [self._moved(ahead, number) for ahead in self._own]
         return {name: _together(name, [part[name] for part in parts]) for name in parts[0]}
 
     def _moved(self, ahead: int, number: int) -> Frames:
-        """What those of one start leave behind in an hour, at its time."""
+        """The summaries of the engines of one start for an hour, at its time."""
         day, at = divmod(number + ahead, self._cycle)
         later = BEGIN + HOUR * number - self.known.begins[at]
         frames = dict(self._copied(ahead, at))
@@ -140,7 +140,7 @@ class _Fleet:
         return moved
 
     def _copied(self, ahead: int, at: int) -> Frames:
-        """What those of one start leave behind of an hour of the day."""
+        """The summaries of the engines of one start for an hour of the day."""
         key = ahead, at
         if key not in self._copies:
             own = self._own[ahead]

@@ -23,17 +23,17 @@ def measure(folder: Path, *, runs: int) -> list[Ratio]:
         lambda: cost_of([sys.executable, "-c", BARE, window], folder=folder),
         runs=runs,
     )
-    told = ("figures --json of the recorded sweep", "a process that scans its Parquet with DuckDB")
+    names = ("figures --json of the recorded sweep", "a process that scans its Parquet with DuckDB")
     return [
         Ratio(
-            *told,
+            *names,
             "s",
             tuple(one.seconds for one in ours),
             tuple(one.seconds for one in bare),
             "ours < 1 s",
         ),
         Ratio(
-            *told,
+            *names,
             "CPU s",
             tuple(one.cpu_seconds for one in ours),
             tuple(one.cpu_seconds for one in bare),

@@ -35,7 +35,7 @@ from tests.truth_server.fleets import LENGTHS, WIDE_LENGTHS, Fleet, fleet, growi
 
 
 def main() -> None:
-    """Make the fleets, judge them, tell."""
+    """Make the fleets, judge them, print the results."""
     parser = argparse.ArgumentParser(prog="python -m bench.fleet_truth")
     parser.add_argument("--wide", action="store_true", help="1 to 100 replicas, up to a month")
     parser.add_argument(
@@ -94,7 +94,7 @@ class _Job:
 
 
 def _judged(job: _Job) -> list[Row]:
-    """A row a fleet; of replays, one a trial."""
+    """One row per fleet; of replays, one per trial."""
     began = time.process_time()
     try:
         with tempfile.TemporaryDirectory(prefix="fleet-truth-") as folder:
@@ -119,7 +119,7 @@ def _judged(job: _Job) -> list[Row]:
 
 
 def replay_table(rows: Sequence[Row]) -> str:
-    """What the package's replay said of so many replicas under so much load, and what happened."""
+    """The package's replay of that many replicas under that load, and what happened."""
     good = [row for row in rows if not row.get("failure")]
     lines = [f"{'said':<16} {'times':>12} {'true':>12}"]
     for said, name in ((True, "kept up"), (False, "did not keep up")):
@@ -132,7 +132,7 @@ def replay_table(rows: Sequence[Row]) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A line per figure: how often it is said in which form, how often that is right, how wide."""
+    """A line per figure: how often it has which form, how often that is right, how wide."""
     good = [row for row in rows if not row["failure"]]
     lines = [
         f"{'figure':<12} {'two-sided':>12} {'right':>10} {'width':>7} "

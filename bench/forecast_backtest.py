@@ -1,7 +1,7 @@
 """Back-test of the demand forecast on simulated weeks: error against two naives, and coverage.
 
 Run it from the repository root: `python bench/forecast_backtest.py`. Each kind of demand is five
-weeks of requests an hour whose law is known: a sine over the day, weekends quieter by `dip`,
+weeks of requests per hour whose law is known: a sine over the day, weekends quieter by `dip`,
 log-normal noise that lasts a few hours, and what the kind adds. Forecast a day and a week ahead
 from several hours of the week; the errors are summed over origins before they are divided.
 """
@@ -26,7 +26,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Kind:
-    """What sets one kind of demand apart; `growth` is a week, `steps` a day's wandering."""
+    """The features of one kind of demand; `growth` is per week, `steps` the drift per day."""
 
     name: str
     dip: float = 0.4
@@ -53,7 +53,7 @@ KINDS = (
 
 
 def simulated(kind: Kind, seed: int) -> tuple[Floats, Floats]:
-    """Requests an hour as recorded (NaN: missing) and in truth, for two weeks past the five."""
+    """Requests per hour as recorded (NaN: missing) and true, for two weeks after the five."""
     random = np.random.default_rng(seed)
     hours = np.arange((WEEKS + 2) * WEEK)
     weekday, days = hours % WEEK // DAY, hours // DAY
@@ -101,7 +101,7 @@ def tried(kind: Kind, horizon: int) -> Sequence[float]:
 
 
 def main() -> None:
-    """A line a kind and horizon."""
+    """One line per kind and horizon."""
     for horizon in (DAY, WEEK):
         for kind in KINDS:
             weekly, daily, inside, stated, width = tried(kind, horizon)

@@ -1,8 +1,8 @@
-"""How near `fit` comes on load tests: at a limit that is told, at a named load, with fewer loads.
+"""How near `fit` comes on load tests: at a given limit, at a named load, with fewer loads.
 
 Run it from the repository root: `python bench/load_tests.py`. It prints
 
-- whole sweeps whose waiting requests or offered load are told (bench/load_tests_with_limits.csv,
+- whole sweeps whose waiting requests or offered load are given (bench/load_tests_with_limits.csv,
   stages of inference-perf): the capacity against the highest output. Nothing was fitted to them.
 - the throughput at a load that was left out, of all sweeps of bench/saturation_tuning.py: between
   two others, and one or two loads beyond those seen. The constants have seen these sweeps.
@@ -33,13 +33,13 @@ _BEGINNING = 1.0
 
 
 def told_limits() -> dict[str, pl.DataFrame]:
-    """The sweeps whose rows tell whether they were at the limit."""
+    """The sweeps whose rows show whether they were at the limit."""
     table = pl.read_csv(Path(__file__).parent / "load_tests_with_limits.csv")
     return {str(name): rows for (name,), rows in table.group_by("sweep", maintain_order=True)}
 
 
 def at_the_limit(columns: Sequence[str]) -> str:
-    """Errors and widths of the capacity where only these columns tell of the limit."""
+    """Errors and widths of the capacity if only these columns show the limit."""
     errors, widths, inside = [], [], []
     others = [name for name in LIMIT_COLUMNS if name not in columns]
     for rows in told_limits().values():
@@ -57,16 +57,16 @@ def at_the_limit(columns: Sequence[str]) -> str:
 
 
 def at_a_load(sweeps: dict[str, LoadPoints], ahead: int) -> str:
-    """Errors of the throughput at a load left out: between others, or so many loads beyond."""
+    """Errors of the throughput at a load left out: between others, or a number of loads beyond."""
     found = []
     for loads in sweeps.values():
         first, last = (2 + ahead, len(loads)) if ahead else (1, len(loads) - 1)
         for at in range(first, last):
             kept = [k for k in range(len(loads)) if (k <= at - ahead if ahead else k != at)]
             seen = LoadPoints(loads.running[kept], loads.output[kept], loads.error[kept])
-            told = expected_output(seen, float(loads.running[at]))
-            if told is not None:
-                found.append((*told, float(loads.output[at])))
+            result = expected_output(seen, float(loads.running[at]))
+            if result is not None:
+                found.append((*result, float(loads.output[at])))
     low, mid, high, truth = np.asarray(found).T
     error = np.abs(mid / truth - 1)
     inside = (low <= truth) & (truth <= high)
@@ -77,7 +77,7 @@ def at_a_load(sweeps: dict[str, LoadPoints], ahead: int) -> str:
 
 
 def output_at(sweep: LoadPoints, clients: float) -> float:
-    """What a sweep gave at a load: straight lines of logarithms; below it, proportional at most."""
+    """A sweep's throughput at a load, log-log interpolated; below it, at most proportional."""
     n, x = np.log(sweep.running), np.log(sweep.output)
     at = float(np.log(clients))
     if at < n[0]:
@@ -96,7 +96,7 @@ def loads_of(sweep: LoadPoints, clients: Sequence[float]) -> pl.DataFrame:
 
 
 def is_narrow(sweep: LoadPoints, clients: Sequence[float]) -> bool:
-    """Whether loads tell the capacity within `NARROW`."""
+    """Whether the loads determine the capacity within `NARROW`."""
     capacity = fit_points(loads_of(sweep, clients)).capacity
     if capacity.low is None or capacity.high is None:
         return False
@@ -104,7 +104,7 @@ def is_narrow(sweep: LoadPoints, clients: Sequence[float]) -> bool:
 
 
 def by_doubling(sweep: LoadPoints) -> int | None:
-    """How many loads of a doubling grid it takes; None where the whole grid does not do."""
+    """How many loads of a doubling grid are needed; None if the whole grid is not enough."""
     tested: list[float] = []
     while (clients := 2.0 ** len(tested)) <= sweep.heaviest:
         tested.append(clients)
@@ -115,7 +115,7 @@ def by_doubling(sweep: LoadPoints) -> int | None:
 
 
 def by_next_loads(sweep: LoadPoints) -> int | None:
-    """How many loads it takes by `next_loads`; None where it proposes no more."""
+    """How many loads are needed by `next_loads`; None if it proposes no more."""
     tested = [_BEGINNING]
     while len(tested) < _MOST_TESTS:
         proposed = next_loads(loads_of(sweep, tested), most_clients=sweep.heaviest, count=1)
@@ -157,9 +157,9 @@ def main() -> None:
     """Print them."""
     sweeps, silicon = all_sweeps(), silicon_sweeps()
     others = {name: loads for name, loads in sweeps.items() if name not in silicon}
-    print("whole sweeps, waiting told:", at_the_limit(["waiting_requests"]))
-    print("whole sweeps, offered load told:", at_the_limit(["offered_requests_per_second"]))
-    print("whole sweeps, neither told:", at_the_limit([]))
+    print("whole sweeps, waiting given:", at_the_limit(["waiting_requests"]))
+    print("whole sweeps, offered load given:", at_the_limit(["offered_requests_per_second"]))
+    print("whole sweeps, neither given:", at_the_limit([]))
     for ahead, words in enumerate(("between two loads", "one load ahead", "two loads ahead")):
         for kind, own in (("silicon", silicon), ("others", others)):
             print(f"throughput {words}, {kind}:", at_a_load(own, ahead))

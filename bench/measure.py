@@ -1,4 +1,4 @@
-"""Two sides measured by turns, and their ratio: on a shared machine only that can be compared."""
+"""Two sides measured alternately, and their ratio, which is comparable even on a shared machine."""
 
 import os
 import resource
@@ -37,7 +37,7 @@ class Ratio:
 
 
 def by_turns(ours: Callable[[], T], bare: Callable[[], T], *, runs: int) -> tuple[list[T], list[T]]:
-    """What each side measured, `runs` times by turns, after one run of each that is not counted."""
+    """The measurements of each side, `runs` times alternately, after one uncounted run of each."""
     ours(), bare()
     turns = [(ours(), bare()) for _ in range(runs)]
     return [each for each, _ in turns], [each for _, each in turns]
@@ -81,7 +81,7 @@ def peak_megabytes() -> float:
 
 
 def machine() -> str:
-    """What it was measured on: cores, memory, and how busy they were."""
+    """The machine: cores, memory, and how busy they were."""
     pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
     return f"{os.cpu_count()} cores, {pages * size / 2**30:.0f} GiB, load {load} when it began"

@@ -1,4 +1,4 @@
-"""A thinned pull from a Parseable ÷ `select *` of the same rows, over HTTP and gzip.
+"""A downsampled pull from a Parseable ÷ `select *` of the same rows, over HTTP and gzip.
 
 The server is the tests' stand-in (DataFusion over the recorded exports), so seconds are those of
 its SQL engine and of our parsing, and the network is a loopback.
@@ -41,8 +41,8 @@ def measure(folder: Path, *, runs: int) -> list[Ratio]:
             lambda: measured(lambda: server.query(f"select * from {STREAM}", PART)),
             runs=runs,
         )
-    told = ("thinned pull of 5 minutes", "select * of their rows")
+    names = ("thinned pull of 5 minutes", "select * of their rows")
     return [
-        Ratio(*told, unit, tuple(one[at] for one in ours), tuple(one[at] for one in bare))
+        Ratio(*names, unit, tuple(one[at] for one in ours), tuple(one[at] for one in bare))
         for at, unit in enumerate(("kB on the wire", "s"))
     ]

@@ -32,9 +32,9 @@ def measure(folder: Path, *, runs: int) -> list[Ratio]:
         lambda: cost_of([sys.executable, "-c", BARE], folder=folder),
         runs=runs,
     )
-    told = ("report of the recorded sweep", "papermill + nbconvert on an empty notebook")
+    names = ("report of the recorded sweep", "papermill + nbconvert on an empty notebook")
     return [
-        Ratio(*told, unit, tuple(measured(one) for one in ours), tuple(map(measured, bare)), GOAL)
+        Ratio(*names, unit, tuple(measured(one) for one in ours), tuple(map(measured, bare)), GOAL)
         for unit, measured in (
             ("s", lambda cost: cost.seconds),
             ("CPU s", lambda cost: cost.cpu_seconds),

@@ -1,16 +1,16 @@
-"""How the constants of verdicts/saturation/curve.py were chosen, and how they do on sweeps.
+"""How the constants of verdicts/saturation/curve.py were chosen, and how well they work.
 
 Run it from the repository root: `python bench/saturation_tuning.py [--search N] [--write]`. With
 --write the tables that notebook 07 reads are written to data/tuning/: `saturation_loads.csv`,
 `saturation_cuts.csv`, `saturation_tuning.csv`. Each sweep is cut where its load first reached
 1/8, 1/4, 1/2 and 3/4 of the load of its peak, and where its throughput first reached half of its
-peak; the peak is foreseen from what is left. The sweeps that the constants were chosen with are
+peak; the peak is predicted from the rest. The sweeps that the constants were chosen with are
 those of data/published_throughput.csv (arXiv 2606.11690) and of bench/saturation_sweeps.csv. Those
-of data/silicon_vllm.csv are told apart: nearly all of them still rise where they end, so the most
-that was measured there stands for a peak that may lie higher.
+of data/silicon_vllm.csv are listed separately: nearly all of them still rise where they end, so
+the highest measured throughput stands for a peak that may be higher.
 
 The constants in use were chosen by hand with all of them in sight. With --search N, N neighbours
-are tried, and each source is foreseen with the best of those on all other sources: that tells what
+are tried, and each source is predicted with the best of those on all other sources: that shows what
 choosing constants so gives on a source it has not seen.
 """
 
@@ -54,7 +54,7 @@ NEIGHBORS: Mapping[str, tuple[float, ...]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A sweep cut to its lighter loads, what they let foresee, and the peak that was."""
+    """A sweep cut to its lighter loads, the peak they predict, and the actual peak."""
 
     sweep: str
     peak_estimate: PeakEstimate
@@ -67,7 +67,7 @@ class Case:
 
     @property
     def is_inside(self) -> bool:
-        """Whether the interval holds the peak."""
+        """Whether the interval contains the peak."""
         return self.peak_estimate.low <= self.peak <= self.peak_estimate.high
 
 
@@ -141,7 +141,7 @@ def cuts(loads: LoadPoints, by: Sequence[str] = (LOAD, OUTPUT)) -> list[int]:
 def cases(
     sweeps: Mapping[str, LoadPoints], prior: Prior = PRIOR, *, by: Sequence[str] = (LOAD,)
 ) -> Iterable[Case]:
-    """What every cut of every sweep lets foresee, and the peak that was."""
+    """What every cut of every sweep predicts, and the actual peak."""
     for name, loads in sweeps.items():
         for kept in cuts(loads, by):
             seen_loads = LoadPoints(loads.running[:kept], loads.output[:kept], loads.error[:kept])
@@ -173,10 +173,10 @@ def summary(found: Sequence[Case]) -> dict[str, float]:
 
 def score(found: Sequence[Case]) -> float:
     """Smaller is better: errors, missing coverage under 92 %, missing answers under 80 %."""
-    told = summary(found)
-    missed = max(0.0, 0.92 - told["coverage"]) / 2 + max(0.0, 0.8 - told["answered"]) / 2
-    wide = max(0.0, told["high / low"] - 1.7) / 5
-    return told["median error"] + told["mean error"] + missed + wide
+    result = summary(found)
+    missed = max(0.0, 0.92 - result["coverage"]) / 2 + max(0.0, 0.8 - result["answered"]) / 2
+    wide = max(0.0, result["high / low"] - 1.7) / 5
+    return result["median error"] + result["mean error"] + missed + wide
 
 
 def variant(rng: random.Random) -> Prior:
@@ -195,14 +195,14 @@ def variant(rng: random.Random) -> Prior:
 
 
 def unseen(sweeps: Mapping[str, LoadPoints], tried: Sequence[Prior]) -> list[Case]:
-    """Each source foreseen with the best of the constants tried on all the others."""
+    """Each source predicted with the best of the constants tried on all the others."""
     found = [list(cases(sweeps, prior)) for prior in tried]
-    told: list[Case] = []
+    result: list[Case] = []
     for left_out in sorted({source(name) for name in sweeps}):
         others = [[case for case in own if source(case.sweep) != left_out] for own in found]
         best = min(range(len(tried)), key=lambda k: score(others[k]))
-        told += [case for case in found[best] if source(case.sweep) == left_out]
-    return told
+        result += [case for case in found[best] if source(case.sweep) == left_out]
+    return result
 
 
 def load_rows(sweeps: Mapping[str, LoadPoints]) -> pl.DataFrame:
@@ -216,7 +216,7 @@ def load_rows(sweeps: Mapping[str, LoadPoints]) -> pl.DataFrame:
 
 
 def cut_rows(sweeps: Mapping[str, LoadPoints]) -> pl.DataFrame:
-    """One row per cut of a sweep: the loads kept, what they let expect, and the peak that was.
+    """One row per cut of a sweep: the loads kept, the predicted peak, and the actual peak.
 
     `low`, `mid`, `high` and `peak` are output tokens/s; `cut` is where it was cut (`CUTS`).
     """
@@ -269,7 +269,7 @@ def write_tables(sweeps: Mapping[str, LoadPoints], folder: Path) -> None:
 
 
 def main() -> None:
-    """Print how the constants in use do; with --search, what a search does on unseen sources."""
+    """Print how well the constants in use work; with --search, a search on unseen sources."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--search", type=int, default=20, metavar="N")
     parser.add_argument("--write", action="store_true", help="write the tables of notebook 07")

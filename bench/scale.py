@@ -62,7 +62,7 @@ def quick(folder: Path) -> list[Ratio]:
 
 
 def month(folder: Path, *, runs: int, sizes: Sequence[tuple[int, int]] = MONTH) -> list[Ratio]:
-    """Figures of what is kept of many engines and days; of hundreds of engine-days once."""
+    """Figures from the summaries of many engines and days; of hundreds of engine-days once."""
     found = []
     for engines, days in sizes:
         path = engine_month(folder, engines, days)
@@ -87,7 +87,7 @@ def _month_title(engines: int, days: int) -> str:
 
 
 def growth(found: Sequence[Ratio]) -> list[str]:
-    """How what is measured grows with the number of engines: the exponents, from size to size."""
+    """How the measurements grow with the number of engines: the exponents, from size to size."""
     lines = []
     for which in _GOALS:
         for unit in ("CPU s", "peak MB"):
@@ -124,7 +124,7 @@ def _title(engines: int, which: str) -> str:
 
 
 def engine_days(folder: Path, engines: int) -> Path:
-    """A day of so many engines, each the day of one under another name; in format 1."""
+    """A day of that many engines, each the day of one under another name; in format 1."""
     day, path = engine_day(folder), folder / f"engines-{engines}"
     for table in TABLES:
         (path / table).mkdir(parents=True, exist_ok=True)
@@ -204,7 +204,7 @@ _QUESTIONS = (
 
 
 def read(path: Path) -> None:
-    """Every frame that the hours of a window left behind."""
+    """Every frame of the hourly summaries of a window."""
     for name in sorted({frame.name for frame in path.glob(".rollup/*/*.parquet")}):
         pl.read_parquet(sorted(path.glob(f".rollup/*/{name}")), glob=False)
 

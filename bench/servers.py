@@ -1,4 +1,4 @@
-"""Four questions by the hour: of what hours left behind ÷ of servers with the same samples.
+"""Four hourly queries: on hourly summaries ÷ on servers with the same samples.
 
 Output tokens of each engine, p95 TTFT, the fullest KV cache and the mean of running requests: of a
 window, of a real Prometheus and of a real VictoriaMetrics, and by the obvious SQL on its Parquet.
@@ -48,8 +48,8 @@ def measure(folder: Path, *, runs: int, engines: int = ENGINES) -> list[Ratio]:
         for at, unit in enumerate(("CPU s", "peak MB"))
     ]
     taken = tuple(seconds for seconds, _ in own)
-    told = json.loads(subprocess.run(_command("answers", path), **_QUIETLY).stdout)
-    answers = {name: {(e, h): v for e, h, v in rows} for name, rows in told.items()}
+    reported = json.loads(subprocess.run(_command("answers", path), **_QUIETLY).stdout)
+    answers = {name: {(e, h): v for e, h, v in rows} for name, rows in reported.items()}
     for name, run in (("prometheus", prometheus), ("victoria-metrics", victoria_metrics)):
         if shutil.which(name) is None:
             print(f"  no {name} here: apt-get install {name}")
@@ -146,7 +146,7 @@ def _difference(ours: Answers, theirs: Answers) -> str:
 
     Their first hour is left out: what is before the first sample is not known to a server.
     """
-    told = []
+    reported = []
     for name, own in ours.items():
         both = sorted(own.keys() & theirs[name].keys(), key=lambda key: key[1])
         first = both[0][1] if both else 0
@@ -155,8 +155,8 @@ def _difference(ours: Answers, theirs: Answers) -> str:
             for key in both
             if key[1] > first
         ]
-        told.append(f"{name} {max(apart, default=0.0):.2g} of {len(apart)}")
-    return "largest relative difference: " + ", ".join(told)
+        reported.append(f"{name} {max(apart, default=0.0):.2g} of {len(apart)}")
+    return "largest relative difference: " + ", ".join(reported)
 
 
 def _seconds_of(pid: int) -> float:

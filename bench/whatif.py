@@ -1,4 +1,4 @@
-"""How near the what-if comes to published runs that its fit has not seen.
+"""How close the what-if is to published runs that its fit has not seen.
 
 `python -m bench.whatif [--write]`. Whole models, or whole sources, are left out of the fit and of
 the look-up; every pair of GPUs is asked in both directions. It prints, for each kind of question,
@@ -80,10 +80,10 @@ from vllm_capacity.verdicts.saturation.slo import SloLoad
 
 PREFER = {"H100-80GB": ("SXM",), "A100-80GB": ("SXM",)}
 TOSS_UP = 0.05
-"""Prices at which the two cards' tokens per dollar differ by less are not counted."""
+"""Prices at which the two GPUs' tokens per dollar differ by less are not counted."""
 CONFIDENCE = 0.9
 LEAST_PAIRS = 10
-"""A pair of GPUs and a winner that fewer pairs of runs show tell of those runs, not of the card."""
+"""Pairs of GPUs with a winner shown by fewer pairs of runs say little about the GPUs."""
 OUTLIER = "0.16.0"
 """One engine (MiniMax on 4 × H200, no flags), about 18 % slower than its runs elsewhere suggest."""
 
@@ -94,7 +94,7 @@ Worth = Callable[[str, str], list[float]]
 
 @dataclass(frozen=True)
 class Asked:
-    """What was measured on one GPU, on the other, and what was expected of it."""
+    """A measurement on one GPU, on the other, and the estimate for the other."""
 
     one: Measurement
     other: Measurement
@@ -137,7 +137,7 @@ class LeftOut:
         return self.known[name, value]
 
 
-def question_from(one: Measurement, other: Measurement, *, is_load_told: bool) -> Question:
+def question_from(one: Measurement, other: Measurement, *, is_load_given: bool) -> Question:
     return Question(
         llm=find_llm(one.model),
         dtype=one.dtype,
@@ -148,7 +148,7 @@ def question_from(one: Measurement, other: Measurement, *, is_load_told: bool) -
         output_tokens_per_second=one.output_tokens_per_second,
         input_tokens=one.input_tokens,
         output_tokens=one.output_tokens,
-        load=load_of(one) if is_load_told else Load(),
+        load=load_of(one) if is_load_given else Load(),
     )
 
 
@@ -157,7 +157,7 @@ def answers(
     fits: LeftOut | None,
     left_out: str,
     *,
-    is_load_told: bool,
+    is_load_given: bool,
     is_kv_given: bool = False,
 ) -> list[Asked]:
     """Both directions of each pair, asked without the runs that share what is left out."""
@@ -169,7 +169,7 @@ def answers(
             known = tuple(run for run in known if OF[left_out](run) != left)
             fitted = fits.of(left_out, left)
         for one, other in (pair, pair[::-1]):
-            asked = question_from(one, other, is_load_told=is_load_told)
+            asked = question_from(one, other, is_load_given=is_load_given)
             if is_kv_given:
                 asked = replace(asked, kv_dtype=kv_dtype(one), to_kv_dtype=kv_dtype(other))
             found.append(Asked(one, other, asked, _ask(asked, known, fitted)))
@@ -274,7 +274,7 @@ def often_right(asked: Iterable[Asked], worth: Worth | None = None) -> str:
 
 
 def surely_right(asked: Iterable[Asked], worth: Worth | None = None) -> str:
-    """How many price questions the bands decide, and how many of those as measured."""
+    """How many price questions the bands decide, and how many of those correctly."""
     right, count = [], 0
     for each, price, ratio in price_questions(asked, worth):
         count += 1
@@ -290,7 +290,7 @@ def surely_right(asked: Iterable[Asked], worth: Worth | None = None) -> str:
 
 
 def knowing(asked: Sequence[Asked], words: str, setup: Callable[[Asked], object]) -> None:
-    """How near the median of the measured ratios of a setup comes: all that its name can tell.
+    """How close the median of the measured ratios of a setup is: the best that its name can give.
 
     What is left is what runs of one setup differ by: versions, flags, chance.
     """
@@ -313,7 +313,7 @@ def knowing(asked: Sequence[Asked], words: str, setup: Callable[[Asked], object]
 
 
 def price_ratios(one: str, other: str) -> list[float]:
-    """USD an hour of the other GPU over the one: each provider of both, and medians of all."""
+    """USD per hour of the other GPU over the one: each provider of both, and medians of all."""
     by_provider = []
     for gpu in (one, other):
         rates: dict[str, list[float]] = defaultdict(list)
@@ -349,9 +349,9 @@ def split_alike(fits: LeftOut) -> None:
     models that nobody here has seen: with another number of GPUs.
     """
     pairs = silicon_pairs(is_split_alike=True)
-    found = answers(pairs, fits, "model", is_load_told=True)
+    found = answers(pairs, fits, "model", is_load_given=True)
     report(
-        "model left out, silicon pairs that split their experts alike, the load told",
+        "model left out, silicon pairs that split their experts alike, the load given",
         found,
         listed_ratios,
     )
@@ -368,9 +368,9 @@ def split_alike(fits: LeftOut) -> None:
     print(often_right(alike, listed_ratios))
     named = [with_versions(each) for each in found]
     report("  the versions of both sides given", named, listed_ratios)
-    stored = answers(pairs, fits, "model", is_load_told=True, is_kv_given=True)
+    stored = answers(pairs, fits, "model", is_load_given=True, is_kv_given=True)
     report("  the types of both KV caches given", stored, listed_ratios)
-    seen = answers(pairs, fits, "count", is_load_told=True)
+    seen = answers(pairs, fits, "count", is_load_given=True)
     report("  the same, the model's other numbers of GPUs seen by the fit", seen, listed_ratios)
 
 
@@ -398,7 +398,7 @@ def biases(asked: Sequence[Asked]) -> None:
 
 
 def by_bandwidth(asked: Sequence[Asked], worth: Worth | None = None) -> None:
-    """What the root of the bandwidths' ratio would have said."""
+    """The estimate by the root of the bandwidths' ratio."""
     kinds: dict[str, list[float]] = defaultdict(list)
     middles = {}
     for each in asked:
@@ -416,7 +416,7 @@ def by_bandwidth(asked: Sequence[Asked], worth: Worth | None = None) -> None:
 
 
 def versions() -> None:
-    """How far two versions of vLLM lie apart on one setup, and what that does to the cheaper card.
+    """How far two versions of vLLM differ on one setup, and the effect on which GPU is cheaper.
 
     A question that does not name the versions cannot be answered nearer than that.
     """
@@ -439,7 +439,7 @@ def versions() -> None:
                     changes.append(len(says) > 1)
     print(
         f"  (two versions on one GPU: {len(apart)} pairs, {statistics.median(apart):.1%} apart "
-        f"(median), {max(apart):.0%} at most; which card is cheaper hangs on the version in "
+        f"(median), {max(apart):.0%} at most; which GPU is cheaper depends on the version in "
         f"{statistics.mean(changes):.0%} of {len(changes)} prices)"
     )
 
@@ -464,7 +464,7 @@ def quantiles(asked: Iterable[Asked]) -> None:
             is_explained = each.found.explained_ratio >= 1 / (1 + EXPLAINED)
             key = (is_explained, each.question.load.is_known, each.found.label)
             classes[key][each.one.model].append(abs(each.off) / half)
-    for (is_explained, is_told, label), models in sorted(classes.items(), key=str):
+    for (is_explained, is_load_given, label), models in sorted(classes.items(), key=str):
         errors, weights = [], []
         for found in models.values():
             errors += found
@@ -474,9 +474,9 @@ def quantiles(asked: Iterable[Asked]) -> None:
         place = min(int(np.searchsorted(share, CONFIDENCE)), len(order) - 1)
         at = np.array(errors)[order][place]
         words = "explained" if is_explained else "not explained"
-        told = "load told" if is_told else "not told"
+        load = "load given" if is_load_given else "not given"
         print(
-            f"  {words}, {told}, {label}: {len(errors)} of {len(models)} models, "
+            f"  {words}, {load}, {label}: {len(errors)} of {len(models)} models, "
             f"{CONFIDENCE:.0%} within {at:.2f} × half the band"
         )
 
@@ -518,7 +518,7 @@ def _is_asked(
 
 
 def full_from_lightest(fits: LeftOut) -> None:
-    """Servers that were never loaded: each sweep's lightest load to its heaviest, where told."""
+    """Servers that were never loaded: each sweep's lightest load to its heaviest, if given."""
     ends = [
         (one, other) for one, other in sweep_ends() if other.clients <= MOST_TIMES * one.clients
     ]
@@ -534,15 +534,15 @@ def within_from_lightest(fits: LeftOut) -> None:
     found: dict[str, list[tuple[Estimate, float]]] = defaultdict(list)
     for runs in silicon_sweeps():
         one, *_ = runs
-        told = [run for run in runs if run.clients <= MOST_TIMES * one.clients]
+        result = [run for run in runs if run.clients <= MOST_TIMES * one.clients]
         fitted = dict(zip(("calibration", "shares"), fits.of("model", one.model), strict=True))
         asked = replace(
-            question_from(one, one, is_load_told=True),
+            question_from(one, one, is_load_given=True),
             itl_seconds=one.mean_tpot_ms / 1e3,
             ttft_seconds=one.mean_ttft_ms / 1e3,
         )
-        for name, itl_ms, ttft_ms in _both_targets(told):
-            loads = [_slo_load(run, itl_ms, ttft_ms) for run in told]
+        for name, itl_ms, ttft_ms in _both_targets(result):
+            loads = [_slo_load(run, itl_ms, ttft_ms) for run in result]
             truth = within_targets(loads)
             if truth is not None and truth[1]:
                 ask = partial(what_if, **fitted)
@@ -641,7 +641,7 @@ def other_loads(
     errors, inside, widths = [], [], []
     for one, other in pairs:
         asked = replace(
-            question_from(one, other, is_load_told=True),
+            question_from(one, other, is_load_given=True),
             at=Load(clients=float(other.clients)),
             to_gpus=other.gpus,
         )
@@ -663,7 +663,7 @@ def other_loads(
 
 
 def latencies(asked: Sequence[Asked]) -> None:
-    """Inter-token latency and time to first token on the other GPU, told those on the first."""
+    """Inter-token latency and time to first token on the other GPU, given those on the first."""
     for name, of in (("itl", "mean_tpot_ms"), ("ttft", "mean_ttft_ms")):
         errors, inside = [], []
         for each in asked:
@@ -680,7 +680,7 @@ def latencies(asked: Sequence[Asked]) -> None:
 
 
 def moved_curves(fits: LeftOut) -> None:
-    """Throughput within an ITL target on the other GPU, by moving the whole measured curve.
+    """Throughput within an ITL target on the other GPU, by scaling the whole measured curve.
 
     Of each sweep that was measured on two GPUs: targets between the inter-token latencies of
     neighboring loads on the other one, where both curves meet and miss them.
@@ -703,7 +703,7 @@ def moved_curves(fits: LeftOut) -> None:
                 if truth is None or not truth[1]:
                     continue
                 asked += 1
-                question = question_from(one[0], other[0], is_load_told=True)
+                question = question_from(one[0], other[0], is_load_given=True)
                 loads = _slo_loads(one, target)
                 found = within_targets(moved_curve(question, loads, ask))
                 if found is not None and found[1]:
@@ -712,7 +712,7 @@ def moved_curves(fits: LeftOut) -> None:
                         alike.append(errors[-1])
                 at_here = within_targets(loads)
                 if at_here is not None and at_here[1]:
-                    most = question_from(one[-1], other[-1], is_load_told=True)
+                    most = question_from(one[-1], other[-1], is_load_given=True)
                     gain = ask(most).mid / most.output_tokens_per_second
                     plain.append(abs(math.log(at_here[0] * gain / truth[0])))
     print(
@@ -746,7 +746,7 @@ def _slo_loads(runs: Sequence[Measurement], itl_ms: float) -> tuple[SloLoad, ...
 
 
 def with_latencies(asked: Sequence[Asked], fits: LeftOut) -> list[Asked]:
-    """The same questions, told the latencies that were measured with the rate."""
+    """The same questions, given the latencies that were measured with the rate."""
     found = []
     for each in asked:
         question = replace(
@@ -771,7 +771,7 @@ def answer_rows(group: str, asked: Iterable[Asked]) -> pl.DataFrame:
         [
             {
                 "group": group,
-                "is_load_told": each.question.load.is_known,
+                "is_load_given": each.question.load.is_known,
                 "model": each.one.model,
                 "from_gpu": each.one.gpu,
                 "to_gpu": each.other.gpu,
@@ -830,16 +830,16 @@ def main() -> None:
     tables = []
     split_alike(fits)
     for name, pairs in groups.items():
-        for told in (True, False):
-            words = "the load told" if told else "the load not told"
-            found = answers(pairs, fits, "model", is_load_told=told)
+        for result in (True, False):
+            words = "the load given" if result else "the load not given"
+            found = answers(pairs, fits, "model", is_load_given=result)
             every += found
             tables.append(answer_rows(name, found))
             report(f"model left out, {name}, {words}", found)
             if name == "silicon":
                 alike = [each for each in found if is_one_version(each.one, each.other)]
                 report(f"  of one vLLM version, {words}", alike)
-            if name == "silicon" and told:
+            if name == "silicon" and result:
                 other = [each for each in found if OUTLIER not in _versions(each)]
                 report(f"  without vLLM {OUTLIER}, which ran by its defaults on H200", other)
                 by_bandwidth(found)
@@ -848,11 +848,11 @@ def main() -> None:
                 knowing(found, "those and clients", lambda each: (_setup(each), each.one.clients))
                 latencies(with_latencies(found, fits))
             if name in ("saturated", "vLLM of 2024"):
-                found = answers(pairs, fits, "source", is_load_told=told)
+                found = answers(pairs, fits, "source", is_load_given=result)
                 report(f"source left out, {name}, {words}", found)
-    for told in (True, False):
-        words = "the load told" if told else "the load not told"
-        found = answers(list(table_pairs(HELD_BACK)), None, "model", is_load_told=told)
+    for result in (True, False):
+        words = "the load given" if result else "the load not given"
+        found = answers(list(table_pairs(HELD_BACK)), None, "model", is_load_given=result)
         tables.append(answer_rows("held back", found))
         report(f"held back from everything, {words}", found)
     moved_curves(fits)

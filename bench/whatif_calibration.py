@@ -226,11 +226,11 @@ class Fit:
         def residuals(logs: np.ndarray) -> np.ndarray:
             of_version = logs @ own
             off = np.log(self.seconds(logs, is_own_host=True) / self.truth) + of_version
-            told = self.answered(logs, pairs)
-            told = told + of_version[:, pairs[0]] - of_version[:, pairs[1]]
+            result = self.answered(logs, pairs)
+            result = result + of_version[:, pairs[0]] - of_version[:, pairs[1]]
             parts = [
                 _robust(off[:, keep] * run_weight[keep]),
-                _robust(told * pair_weight),
+                _robust(result * pair_weight),
                 (logs - prior) / spread,
             ]
             return np.concatenate(parts, axis=1)

@@ -232,7 +232,7 @@ def every_run() -> Iterator[Run]:
 
 
 def machine_of(run: Measurement) -> Machine:
-    """The GPU of a run, SXM where its form factor is not told."""
+    """The GPU of a run, SXM if its form factor is not stated."""
     span = find_gpu(run.gpu)
     gpu = next((row for row in span.rows if row.form_factor == "SXM"), span.rows[0])
     return Machine(gpu, gpu.tensor_tflops)

@@ -1,4 +1,4 @@
-"""What `python -m bench.whatif` prints of prices, setups and versions: by hand, on few rows."""
+"""The output of `python -m bench.whatif` on prices, setups and versions, by hand on few rows."""
 
 import math
 from dataclasses import replace
@@ -40,7 +40,7 @@ def asked(rate, *, low=None, mid=None, high=None, clients=16):
     one, other = run(1000.0, clients=clients), run(rate, gpu=H200, clients=clients)
     mid = mid or rate
     found = Estimate.known(low or mid, mid, high or mid, "made")
-    question = bench.question_from(one, other, is_load_told=True)
+    question = bench.question_from(one, other, is_load_given=True)
     return bench.Asked(one, other, question, WhatIf(found, found, found))
 
 
@@ -64,12 +64,12 @@ def test_a_band_decides_the_prices_that_lie_outside_it():
     assert found == "75% of prices decided by the band, 67% right"
 
 
-def test_no_band_decides():
+def test_no_band_is_decisive():
     wide = asked(1800.0, low=1000.0, mid=1700.0, high=3000.0)
     assert bench.surely_right([wide]) == "no band decides a price"
 
 
-def test_the_cheaper_card_is_judged_over_winners_alike():
+def test_the_cheaper_gpu_is_judged_over_all_winners():
     """Of four questions that the H200 wins three are right, of the one of the H100 none."""
     won = [asked(1800.0, mid=each) for each in (1700.0, 1700.0, 1700.0, 1400.0)]
     assert bench.winner_right([*won, asked(1200.0, mid=1700.0)]) == pytest.approx(0.375)
@@ -84,13 +84,13 @@ def test_the_cheaper_card_is_judged_over_winners_alike():
         pytest.param(lambda each: each.one.clients, "0.0%", id="by clients"),
     ],
 )
-def test_whoever_knows_the_median_of_a_setup(capsys, setup, error):
+def test_knowing_the_median_of_a_setup(capsys, setup, error):
     rates = ((1200.0, 4), (1200.0, 4), (1800.0, 16), (1800.0, 16), (2000.0, 16))
     bench.knowing([asked(rate, clients=each) for rate, each in rates], "made setups", setup)
     assert f"knowing the median by made setups: {error}" in capsys.readouterr().out
 
 
-def test_versions_of_one_setup_and_the_cheaper_card(capsys, monkeypatch):
+def test_versions_of_one_setup_and_the_cheaper_gpu(capsys, monkeypatch):
     runs = [
         run(1000.0, version="0.15.1"),
         run(1250.0, version="0.18.0"),
@@ -102,8 +102,8 @@ def test_versions_of_one_setup_and_the_cheaper_card(capsys, monkeypatch):
     bench.versions()
     # The ratio is 1.6 with one version, 1.28 with the other, and the prices' is 1.5: it decides.
     assert capsys.readouterr().out.strip() == (
-        "(two versions on one GPU: 1 pairs, 25.0% apart (median), 25% at most; which card is "
-        "cheaper hangs on the version in 100% of 1 prices)"
+        "(two versions on one GPU: 1 pairs, 25.0% apart (median), 25% at most; which GPU is "
+        "cheaper depends on the version in 100% of 1 prices)"
     )
 
 
