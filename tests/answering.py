@@ -1,4 +1,4 @@
-"""What tests ask of a window: its answer, its bill and its plan, as JSON has them."""
+"""A window's answer, bill and plan as in JSON, for tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What several tests lean on: the committed windows, their answers, and whom tests may ask."""
+"""Shared by several tests: the committed windows, their answers, and allowed hosts."""
 
 import gc
 import os
@@ -66,7 +66,7 @@ def answer_of(examples: Path) -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture
 def command(capsys) -> Callable[..., CompletedProcess[str]]:
-    """The command line run in this process: its words to its exit code, output and complaints."""
+    """The command line run in this process: its arguments to its exit code, stdout and stderr."""
     return partial(completed, capsys)
 
 

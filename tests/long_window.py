@@ -1,4 +1,4 @@
-"""A window of days, made up: busy by day, idle by night; what minutes of capture cannot show."""
+"""A simulated window of days, busy by day and idle by night, for what minutes cannot show."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,7 +14,7 @@ _WORKING_HOURS = range(7, 21)
 
 
 def requests_a_minute(at: datetime) -> int:
-    """None by night; by day more towards noon, and past what the server holds for an hour."""
+    """None by night; by day more towards noon, and above capacity for an hour."""
     if at.hour not in _WORKING_HOURS:
         return 0
     return 20 * (8 - abs(at.hour - 13)) + at.minute % 7

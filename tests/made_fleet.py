@@ -1,4 +1,4 @@
-"""A small made fleet: two models behind balancers, a pod replaced, labels of targets."""
+"""A small simulated fleet: two models behind balancers, a pod replaced, labels of targets."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def made_fleet(seed: int) -> Fleet:
 
 
 def written(seed: int, path: Path) -> dict[str, Kept]:
-    """The window of a made fleet at `path`, and how its requests fared, by model."""
+    """The window of a simulated fleet at `path`, and its requests by model."""
     return write(path, made_fleet(seed))
 
 

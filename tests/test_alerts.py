@@ -139,7 +139,7 @@ def test_a_sentence_has_its_number_and_its_threshold() -> None:
     assert waiting.sentence == "mean requests waiting: 61.5 requests; fires above 50 requests"
 
 
-def test_a_bound_is_said_to_be_one() -> None:
+def test_a_bound_is_labelled_as_one() -> None:
     [slow] = [a for a in alerts(answer(e2e_p99=(None, 60.0))) if a.rule.name == "e2e-p99"]
     assert slow.sentence == "p99 E2E latency: more than 60 s; fires above 10 s"
 
@@ -149,7 +149,7 @@ def test_thresholds_can_be_moved() -> None:
     assert [a.rule.name for a in fired if a.state == "fired"] == ["waiting"]
 
 
-def test_an_unknown_alert_is_named_with_those_there_are() -> None:
+def test_an_unknown_alert_lists_the_existing_ones() -> None:
     with pytest.raises(InputError, match="No alert is called 'wating'; there are e2e-p99"):
         with_thresholds({"wating": 4.0})
 
@@ -209,7 +209,7 @@ MONEY = {"above": {"cost": 2.0, "idle-cost": 48.0}, "below": {"headroom": 0.2}}
         ),
     ],
 )
-def test_rules_on_money_and_room(
+def test_rules_on_cost_and_headroom(
     cost: Estimate, idle: Estimate, room: Estimate, expected: list[str]
 ) -> None:
     given = made(
@@ -344,6 +344,6 @@ def test_too_short_a_window_says_how_long_it_would_have_to_be(sweep: Window) -> 
     assert "fewer than 21" in found.reason
 
 
-def test_a_threshold_on_the_wrong_side_is_said() -> None:
+def test_a_threshold_on_the_wrong_side_is_reported() -> None:
     with pytest.raises(InputError, match="'headroom' fires below its threshold: --below"):
         with_thresholds({"headroom": 0.2})

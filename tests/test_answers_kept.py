@@ -37,7 +37,7 @@ def test_every_number_is_kept(window: str, command: str) -> None:
     assert differing(kept_numbers(window, command), kept, rel_tol=rel_tol) == {}
 
 
-def test_a_key_more_or_less_and_a_last_digit_are_found() -> None:
+def test_an_added_key_a_missing_key_and_a_last_digit_are_noticed() -> None:
     kept = {"a": 0.1, "b": None, "c": 1}
     assert differing({"a": 0.1, "b": None, "c": 1}, kept, rel_tol=0.0) == {}
     found = {"a": math.nextafter(0.1, 1), "b": 0.0, "d": 1}

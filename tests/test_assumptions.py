@@ -34,7 +34,7 @@ def test_price_is_read(given, ends):
         pytest.param("one to two", "gpu_prices", id="words that are no row"),
     ],
 )
-def test_price_that_there_is_not_is_refused(given, output):
+def test_an_unknown_price_is_refused(given, output):
     with pytest.raises(InputError, match=output):
         pricing(given)
 

@@ -32,7 +32,7 @@ def test_every_grouping_has_the_same_whole(two_replicas, answer_of, by):
     assert result["whole"]["allocation_usd"]["mid"] == pytest.approx(whole, rel=1e-12)
 
 
-def test_a_replica_with_less_load_costs_more_a_request(two_replicas):
+def test_a_replica_with_less_load_costs_more_per_request(two_replicas):
     parts = cost_by(two_replicas, by="instance", terms=PRICE)["parts"]
     assert parts["r0"]["usd_per_request"]["mid"] > 2 * parts["r1"]["usd_per_request"]["mid"]
     assert parts["r0"]["idle_usd"]["mid"] > parts["r1"]["idle_usd"]["mid"]
@@ -93,7 +93,7 @@ def test_a_mapping_file_prices_pods_by_their_labels(examples, tmp_path):
     assert times == pytest.approx({"assistant": 2.0, "developers": 1.0})
 
 
-def test_a_target_of_which_nothing_is_said_has_no_label(two_replicas, tmp_path):
+def test_a_target_without_labels_has_none(two_replicas, tmp_path):
     mapping = tmp_path / "fleet.yaml"
     mapping.write_text(
         """

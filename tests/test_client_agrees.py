@@ -55,7 +55,7 @@ def test_the_share_of_bad_requests_is_the_clients(log, result):
     assert share == pytest.approx(refused / log.height, rel=0.02)
 
 
-def test_what_the_restart_swallowed_lies_within_its_bounds(answer_of):
+def test_the_loss_in_the_restart_is_within_its_bounds(answer_of):
     finished = pl.read_parquet(TRUTH / "restart_client.parquet").filter(pl.col("status") == "ok")
     requests = answer_of("vllm-restart")["requests"]
     gone = finished.get_column("n").sum() - requests["finished"]

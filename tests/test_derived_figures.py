@@ -1,4 +1,4 @@
-"""Figures that are worked out of an answer, an analysis or a plan, beside those of the JSON."""
+"""Figures derived from an answer, an analysis or a plan, compared with the JSON."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -106,7 +106,7 @@ def stretch(start, end, regime, engine="r0/0"):
                 RegimeTime("r0/0", "idle", 1800.0, 0.5, "idle from 40"),
                 RegimeTime("r0/0", "kv-bound", 1800.0, 0.5, "kv-bound from 10"),
             ),
-            id="of one regime added, told by its longest stretch",
+            id="of one regime added, named by its longest stretch",
         ),
         pytest.param(
             (stretch(0, 10, "idle", "r1/0"), stretch(0, 10, "kv-bound")),

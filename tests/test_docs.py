@@ -20,7 +20,7 @@ RUNS_HERE = re.compile(
 )  # the other commands need a server
 
 
-def told(page):
+def documented(page):
     """The `vllm-capacity` lines of a page's shell blocks, as words after the command's name."""
     blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.M | re.S)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
@@ -31,12 +31,12 @@ def told(page):
 EXAMPLES = [
     pytest.param(words, id=f"{page.relative_to(ROOT)}: {' '.join(words)}")
     for page in PAGES
-    for words in told(page)
+    for words in documented(page)
 ]
 
 
 @pytest.mark.parametrize("words", EXAMPLES)
-def test_a_command_that_is_shown_is_understood(words):
+def test_documented_commands_parse(words):
     done = CliRunner().invoke(cli, [*words, "--help"])  # options are parsed before help is shown
     assert done.exit_code == 0, done.output
 
@@ -44,7 +44,7 @@ def test_a_command_that_is_shown_is_understood(words):
 @pytest.mark.parametrize(
     "words", [each for each in EXAMPLES if RUNS_HERE.match(" ".join(each.values[0]))]
 )
-def test_a_command_that_needs_no_server_does_what_is_shown(words, tmp_path):
+def test_documented_commands_without_a_server_give_the_shown_output(words, tmp_path):
     own = [str(tmp_path) if word == "reports/" else word for word in words]
     done = CliRunner().invoke(cli, own)
     fires = words[0] == "alerts"

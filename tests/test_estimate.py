@@ -70,7 +70,7 @@ def test_arithmetic(found, expected):
     assert found.is_known or found.reason
 
 
-def test_a_bound_keeps_why_it_is_one():
+def test_a_bound_keeps_its_reason():
     assert Estimate.exact(10, "rate").divided_by(LEAST).reason == "never loaded"
     assert added(LEAST, LEAST, NOTHING).reason == "r0 and 1 more: never loaded; r2: not scraped"
 

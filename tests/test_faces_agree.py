@@ -1,4 +1,4 @@
-"""All that is said of a fleet is one computation: every face says it to the last digit.
+"""All figures of a fleet come from one computation: every output agrees to the last digit.
 
 Over made fleets (two models, a pod replaced, idle members, capacities borrowed from peers):
 `figures`, `cost` and `plan` as JSON, Python, the tiles of a notebook, what a page says of itself,
@@ -37,7 +37,7 @@ PRICE = ("--price", "2")
 
 @dataclass(frozen=True)
 class Faces:
-    """A made fleet: its window, what really was served, and how its verbs are asked."""
+    """A simulated fleet: its window, what was really served, and how its commands are called."""
 
     path: Path
     kept: dict[str, Kept]
@@ -131,7 +131,7 @@ def test_the_models_of_a_plan_are_its_whole(faces, seed):
             assert found is None or found == pytest.approx(each[end], rel=1e-12)
 
 
-def test_idle_replicas_borrow_on_every_face(faces):
+def test_idle_replicas_use_peers_in_every_output(faces):
     one = faces(BORROWING)
     assert one.said("figures")["saturation"]["capacity_kind"] == "borrowed"
     parts = one.said("figures", "--by", "engine")["parts"]
@@ -173,12 +173,14 @@ def test_a_page_and_the_index_show_what_figures_says(faces, seed, tmp_path):
     assert read is not None
     assert read.tiles == metadata.tiles
     index = index_html([("made.html", read)])
-    told = {name: list(_estimates(said, name)) for name in read.by_figure}
-    assert sum(map(len, told.values())) >= 5  # the other tiles, only on the page, derive from these
+    result = {name: list(_estimates(said, name)) for name in read.by_figure}
+    assert (
+        sum(map(len, result.values())) >= 5
+    )  # the other tiles, only on the page, derive from these
     for name, tile in read.by_figure.items():
-        if not told[name]:
+        if not result[name]:
             continue
-        (found,) = told[name]
+        (found,) = result[name]
         assert (tile.low, tile.mid, tile.high) == (found["low"], found["mid"], found["high"])
         if tile.is_known and tile.figure == "utilization":
             assert tile.value in index

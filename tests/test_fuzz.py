@@ -50,7 +50,7 @@ def answered(tmp_path_factory, scrapes):
 
 
 def complaint(function, *args):
-    """What is said of bad input; None where it is good. Only our own errors are caught."""
+    """The error for bad input; None if it is good. Only our own errors are caught."""
     try:
         function(*args)
     except CapacityError as error:
@@ -70,7 +70,7 @@ def assert_finite(value):
 
 
 def exact_increase(values):
-    """The definition, written down plainly: drops count whole, what is not finite is not there."""
+    """The plain definition: drops count whole, non-finite values are skipped."""
     seen = [value for value in values if math.isfinite(value)]
     if not seen:
         return None
@@ -114,7 +114,7 @@ def test_clocks_that_go_backwards_never_add_tokens(tmp_path_factory, times):
 
 @FEW
 @given(junk=st.text(max_size=200), cut=st.integers(0, 200))
-def test_any_text_parses_or_says_that_it_does_not(junk, cut):
+def test_any_text_parses_or_is_refused(junk, cut):
     for text in (junk, exposition(1.0)[:cut] + junk):
         output = complaint(parse_families, text)
         assert output is None or "Prometheus text" in output
@@ -122,7 +122,7 @@ def test_any_text_parses_or_says_that_it_does_not(junk, cut):
 
 @FEW
 @given(data=st.binary(max_size=300), cut=st.integers(1, 400), compress=st.booleans())
-def test_any_file_is_read_or_said_to_be_none(tmp_path_factory, data, cut, compress):
+def test_any_file_is_read_or_refused(tmp_path_factory, data, cut, compress):
     line = json.dumps({"t": 1e9, "target": "v", "status": 200, "text": exposition(1.0)}).encode()
     whole = gzip.compress(line + b"\n" + data) if compress else line + b"\n" + data
     for content in (data, whole, whole[: -min(cut, len(whole) - 1)]):
@@ -171,7 +171,7 @@ def test_unequal_bounds_never_put_a_quantile_outside_its_bounds(
 
 
 @pytest.mark.parametrize("start", [2**53 - 4, 2**60])
-def test_counters_past_2_to_the_53_are_named_in_the_ledger(tmp_path_factory, start):
+def test_counters_above_2_to_the_53_are_in_the_quality_report(tmp_path_factory, start):
     scrapes = [(1e9 + 2 * i, exposition(float(start + 4 * i), finished=1.0)) for i in range(4)]
     result = answered(tmp_path_factory, scrapes)
     errors = [f["effect"] for f in result["quality"] if f["severity"] == "error"]

@@ -21,7 +21,7 @@ with {held} as folder:
 
 
 def killed_in(held: str, **more: str) -> None:
-    """Another process, killed while it holds that."""
+    """Another process, killed while it holds that lock."""
     ended = subprocess.run(
         [sys.executable, "-c", KILLED.format(held=held)],
         check=False,
@@ -30,7 +30,7 @@ def killed_in(held: str, **more: str) -> None:
     assert ended.returncode == -9
 
 
-def test_a_second_run_is_turned_away_while_the_first_works(tmp_path):
+def test_a_second_run_is_refused_while_the_first_works(tmp_path):
     refused = pytest.raises(SourceError, match="taken")
     folder = tmp_path / ".w"
     with workplace(folder, busy="taken"), refused, workplace(folder, busy="taken"):
@@ -55,7 +55,7 @@ def test_a_killed_run_blocks_nobody_and_the_next_sees_what_it_left(tmp_path):
         assert (folder / "half").exists()
 
 
-def test_nobody_is_alone_in_a_folder_that_is_pinned(tmp_path):
+def test_a_shared_folder_is_not_exclusive(tmp_path):
     pin = Pin(tmp_path)
     with alone(tmp_path) as is_alone:
         assert not is_alone
@@ -108,7 +108,7 @@ def test_what_is_private(tmp_path: Path, make, expected):
     assert is_private(tmp_path / "x") is expected
 
 
-def test_what_is_anothers_is_not_private(tmp_path):
+def test_a_folder_of_another_user_is_not_private(tmp_path):
     (tmp_path / "x").mkdir(mode=0o700)
     with suppress(PermissionError):
         os.chown(tmp_path / "x", 12345, -1)

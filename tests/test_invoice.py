@@ -1,4 +1,4 @@
-"""The bill against the cloud's invoice: what was charged, and what the difference comes from."""
+"""The bill against the cloud's invoice: what was charged, and the causes of the difference."""
 
 import json
 from datetime import UTC, datetime
@@ -114,7 +114,7 @@ def test_charges_of_another_time_are_an_error():
             "Tag,Betrag\n2026-11-24,$39.36\n",
             "start=Tag,cost=Betrag",
             [(at(24), at(25), 39.36, None)],
-            id="columns told; a day without an end",
+            id="columns given; a day without an end",
         ),
     ],
 )
@@ -141,7 +141,7 @@ def test_what_is_no_invoice(tmp_path, text, says):
     assert says in str(error.value)
 
 
-def test_a_malformed_row_is_told_with_its_line(tmp_path):
+def test_a_malformed_row_is_reported_with_its_line(tmp_path):
     path = tmp_path / "invoice.csv"
     path.write_text("date,cost\n2026-11-24,5\n2026-11-25,x\n")
     found = read_invoice(path)

@@ -66,7 +66,7 @@ def ran(code, *words):
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
-    """How each of these command lines ended: its exit code and its complaint. One process ran all.
+    """The exit code and stderr of each of these command lines. One process ran all.
 
     That of the page comes first, with nothing imported by another.
     """
@@ -87,7 +87,7 @@ def test_the_modules_of_the_extra_are_known():
 
 
 @pytest.mark.parametrize("words", WITHOUT_A_PAGE)
-def test_a_verb_that_makes_no_page_runs(ended, words):
+def test_commands_without_a_page_run(ended, words):
     assert ended[words] == [0, ""]
 
 

@@ -1,4 +1,4 @@
-"""Our notebooks: house rules, strict nbval on what is committed, and the figures they show.
+"""Our notebooks: conventions, strict nbval on what is committed, and the figures they show.
 
 The committed outputs are compared with a fresh run by nbval; so the figures asserted here are read
 from them. `python tests/renew_notebooks.py` writes them anew.
@@ -185,7 +185,7 @@ def test_every_cell_that_shows_something_is_compared_but_charts(path):
 
 
 @our_notebook
-def test_charts_are_told_what_to_look_for_before_and_what_was_found_after(path):
+def test_charts_state_what_to_look_for_before_and_what_was_found_after(path):
     kinds = "".join(
         "p"
         if cell.cell_type == "markdown"
@@ -284,7 +284,7 @@ def test_notebook_makes_a_page_of_any_other_window(path, tmp_path, cache):
     assert page.name == f"vllm-two-replicas-{path.stem}.html"
 
 
-def test_a_claim_is_held_against_another_window_only_at_a_price_that_is_named(tmp_path, cache):
+def test_a_claim_is_compared_with_another_window_only_at_a_named_price(tmp_path, cache):
     (path,) = NOTEBOOKS.glob("06*.ipynb")
     with pytest.raises(vc.InputError, match="name one by price"):
         page_of_two_replicas(path, tmp_path, cache)
@@ -419,7 +419,7 @@ def test_worked_example_says_everywhere_that_it_is_simulated():
     assert "kind: simulated, not measured" in shown["provenance-facts"]
 
 
-def test_saturation_shown_is_what_the_sweep_held():
+def test_the_saturation_shown_is_what_the_sweep_reached():
     """297 output tokens/s at 27 running requests, by the load generator's log of its full steps."""
     rows = {row[0]: row for row in pieces("03")["capacity-table"]}
     capacity, running = rows["capacity"], rows["reached at"]
@@ -429,7 +429,7 @@ def test_saturation_shown_is_what_the_sweep_held():
     assert number_of(rows["throughput within targets"][1]) < number_of(capacity[1])
 
 
-def test_lighter_half_of_the_sweep_lets_its_capacity_be_extrapolated():
+def test_the_sweeps_capacity_can_be_extrapolated_from_its_lighter_half():
     light, _ = pieces("03")["extrapolation-table"]
     assert number_of(light[2]) < 27
     assert interval_holds(light[4], 297)
@@ -493,7 +493,7 @@ def test_runway_shown_begins_where_the_sizing_says():
 
 def test_short_window_is_not_forecast():
     assert pieces("05")["forecast-table"] == []
-    assert "too short to forecast" in pieces("05")["verdict-sentence"]
+    assert "the data span 0.5 h, but at least 24 h are needed" in pieces("05")["verdict-sentence"]
 
 
 def test_gpus_shown_are_best_first_and_rejected_ones_say_why():

@@ -186,7 +186,7 @@ def test_nothing_served_is_unknown_with_its_reason(sweep):
     assert answered["replicas"]["reason"]
 
 
-def test_a_demand_of_nothing_is_an_error():
+def test_a_demand_of_0_is_an_error():
     with pytest.raises(InputError, match="above 0"):
         PlanRequest(demand_requests_per_second=0)
 

@@ -45,7 +45,7 @@ def test_everything_required_is_locked_with_hashes():
 
 
 @pytest.mark.parametrize("lock", [LOCK, IMAGE_LOCK], ids=["all", "image"])
-def test_a_lock_names_no_address(lock):
+def test_a_lock_file_reveals_no_address(lock):
     assert not re.search(r"://|index-url|find-links", lock)
 
 

@@ -23,7 +23,7 @@ def test_an_old_key_is_read_with_a_warning(part, key, expected):
         assert getattr(ANSWER, part)[key] == expected
 
 
-def test_a_key_that_never_was_is_an_error():
+def test_a_key_that_never_existed_is_an_error():
     with pytest.raises(KeyError):
         ANSWER["nonsense"]
 
@@ -33,14 +33,14 @@ def test_a_result_is_not_iterated_by_position():
         list(ANSWER)
 
 
-def test_a_result_is_json_by_plain_alone():
+def test_only_plain_turns_a_result_into_json():
     result = json.loads(json.dumps(plain(ANSWER)))
     assert result["window"]["start"] == START.isoformat().replace("+00:00", "Z")
     assert result["cost"]["allocation_usd"]["kind"] == "counted"
     assert result == ANSWER.as_dict()
 
 
-def test_a_result_is_read_in_a_line_each():
+def test_a_result_is_printed_one_field_per_line():
     lines = repr(ANSWER.saturation).splitlines()
     assert lines[0] == "Saturation"
     assert any("bottleneck" in line and "kv-bound" in line for line in lines)

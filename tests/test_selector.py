@@ -34,11 +34,11 @@ def test_label_matchers_are_read_as_prometheus_reads_them(text, bare, holds):
 @pytest.mark.parametrize(
     "text", ["", "{}", "team-a", "a=b", 'x{a="b"}', '{a="b"', '{a="b"} or {c="d"}', '{a="b\n"}']
 )
-def test_what_are_no_label_matchers_is_said(text):
+def test_invalid_label_matchers_are_reported(text):
     with pytest.raises(InputError, match="expected label matchers of Prometheus"):
         selector(text)
 
 
-def test_an_expression_that_cannot_be_read_is_said():
+def test_an_unreadable_expression_is_reported():
     with pytest.raises(InputError, match="Cannot read the regular expression"):
         selector('{pod=~"a("}')

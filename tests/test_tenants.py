@@ -1,4 +1,4 @@
-"""The bill by tenant: what adds up, what is told, what is refused.
+"""The bill by tenant: what adds up, what is reported, what is refused.
 
 How right it is: verdicts/test_tenant_truth.py.
 
@@ -73,7 +73,7 @@ def test_the_parts_add_up_to_the_bill(sweep):
         assert one.share_ratio.kind is Kind.ESTIMATED
 
 
-def test_idle_apart_is_a_part_of_the_sum(sweep):
+def test_idle_cost_listed_separately_is_part_of_the_sum(sweep):
     found = sweep.tenants(log_of(*HALVES), idle="apart")
     used = math.fsum(one.cost_usd.mid for one in parts(found))
     assert found.idle_usd == sweep.cost.idle_usd
@@ -90,7 +90,7 @@ def test_use_that_no_row_explains_is_shown(sweep):
     assert rest.share_ratio.mid == pytest.approx(whole.share_ratio.mid, rel=0.1)
 
 
-def test_rows_of_another_time_or_model_are_told_and_cost_nothing(sweep):
+def test_rows_of_another_time_or_model_are_reported_and_cost_nothing(sweep):
     hour = timedelta(hours=1)
     found = sweep.tenants(
         log_of(
@@ -118,25 +118,25 @@ def test_of_a_row_that_reaches_over_the_end_its_part_counts(sweep):
     ("model", "models"),
     [
         pytest.param(f"hosted_vllm/{MODEL}", None, id="a provider before its name"),
-        pytest.param("fast", {"fast": MODEL}, id="a name that is told"),
+        pytest.param("fast", {"fast": MODEL}, id="a name that is given"),
         pytest.param(None, None, id="none, where one model is served"),
     ],
 )
-def test_a_model_by_another_name(sweep, model, models):
+def test_a_model_under_another_name(sweep, model, models):
     rows = [(*each, {"model": model}) for each in HALVES]
     assert len(sweep.tenants(log_of(*rows), models=models).tenants) == 2
 
 
-def test_a_share_with_cached_tokens_not_told_is_less_sure(sweep):
-    told, untold = (
+def test_a_share_without_logged_cached_tokens_is_less_certain(sweep):
+    given, not_given = (
         sweep.tenants(log_of(*rows)).tenants["reads"].share_ratio
         for rows in (HALVES, [(k, p, None, o) for k, p, _, o in HALVES])
     )
-    assert untold.low < told.mid < untold.high
-    assert untold.high - untold.low > told.high - told.low
+    assert not_given.low < given.mid < not_given.high
+    assert not_given.high - not_given.low > given.high - given.low
 
 
-def test_rows_with_more_than_was_counted_are_told(sweep):
+def test_rows_with_more_than_was_counted_are_reported(sweep):
     found = sweep.tenants(log_of(("a", PROMPT, 0, 2 * OUTPUT)))
     assert any("its servers counted 281,805" in note for note in found.notes)
     assert found.tenants["a"].share_ratio.mid == pytest.approx(1.0)
@@ -202,7 +202,7 @@ def test_what_cannot_be_shared_is_one_clear_error(sweep, log, options, says):
     assert says in str(error.value)
 
 
-def test_the_one_alone_at_night_pays_for_whole_steps(tmp_path):
+def test_a_tenant_alone_at_night_pays_for_whole_steps(tmp_path):
     """The same tokens cost more per token where fewer shared their steps."""
     from tests.truth_server.servers import MIXES, SERVERS
     from tests.truth_server.tenants import Spell, TenantCase, write
@@ -262,7 +262,7 @@ def test_idle_apart_is_kept_model_by_model(tmp_path):
 
 @pytest.fixture
 def with_adapters(tmp_path):
-    """A window whose server ran the adapters a and b, told as vLLM tells them: a series a state."""
+    """A window whose server ran the adapters a and b, exported as by vLLM: one series per state."""
     buffer = RowBuffer()
     start = datetime(2026, 11, 24, tzinfo=UTC)
     names = (("a", ""), ("a,b", "c"), ("b", ""))
@@ -302,7 +302,7 @@ def with_adapters(tmp_path):
     return vc.open(tmp_path / "window").analyze()
 
 
-def test_adapters_are_told_by_the_scrapes_they_ran_in(with_adapters):
+def test_adapters_are_listed_by_the_scrapes_they_ran_in(with_adapters):
     found = {row["adapter"]: row for row in with_adapters.adapters.iter_rows(named=True)}
     assert {name: round(row["running_ratio"], 3) for name, row in found.items()} == {
         "a": 0.667,
@@ -343,7 +343,7 @@ def test_the_table_adds_up_and_hides_keys(run):
     assert (code, err) == (0, "")
     assert "sk-ann" not in out
     assert "(in no log)" in out
-    assert "whole" in out
+    assert "total" in out
     assert "1 row could not be read (line 48: 1 cells under 6 columns)" in " ".join(out.split())
 
 
@@ -353,8 +353,8 @@ def test_json_and_csv_say_the_same(run):
     frame = pl.read_csv(run(*words, "--csv")[1].encode())
     by_name = dict(zip(frame["tenant"], frame["cost_usd"], strict=True))
     assert found["tenants"]["sk-bob"]["cost_usd"]["mid"] == by_name["sk-bob"]
-    assert by_name["whole"] == pytest.approx(
-        sum(v for k, v in by_name.items() if k != "whole"), abs=1e-9
+    assert by_name["total"] == pytest.approx(
+        sum(v for k, v in by_name.items() if k != "total"), abs=1e-9
     )
 
 
@@ -383,7 +383,7 @@ def test_settings_say_it_once(run, tmp_path):
     assert "(idle)" in out
 
 
-def test_a_page_says_it_or_why_not(sweep):
+def test_a_page_states_the_figure_or_the_reason(sweep):
     shown = vc.tables.tenants_by_log(sweep, log_of(*HALVES))
     assert shown.caption.startswith("Cost by tenant. Shares: each step's time shared")
     away = log_of(("a", 1, 0, 1, {"model": "x"}))

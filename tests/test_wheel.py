@@ -27,7 +27,7 @@ OFFLINE = ("--no-deps", "--no-index")
 
 
 def done(*command: object, **options) -> subprocess.CompletedProcess:
-    """The finished command, its output as text; what it said on failure is in the assertion."""
+    """The finished command with its output as text; on failure, stderr is in the assertion."""
     words = [str(word) for word in command]
     ran = subprocess.run(words, capture_output=True, text=True, timeout=300, **options)
     assert ran.returncode == 0, ran.stderr

@@ -11,7 +11,7 @@ from vllm_capacity.cli import main
 
 
 def run(monkeypatch, capsys, *words: str) -> tuple[int, str, str]:
-    """Its exit code, what it prints, what it complains."""
+    """Its exit code, its stdout, its stderr."""
     monkeypatch.setattr(sys, "argv", ["vllm-capacity", *words])
     code = 0
     try:
@@ -28,7 +28,7 @@ def completed(
     cwd: Path | None = None,
     environment: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """What `subprocess.run` would give of these words, in that folder.
+    """The result of `subprocess.run` for these arguments, in that folder.
 
     With an `environment`, of this process's only PATH is there beside it.
     """

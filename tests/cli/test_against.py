@@ -42,7 +42,7 @@ def test_parts_of_days_are_refused():
         pytest.param("before", [], id="none: another window"),
     ],
 )
-def test_whose_pages_hang_on_a_day(text, days):
+def test_pages_that_depend_on_a_day(text, days):
     kept = [date(2026, 11, n) for n in (26, 27, 28, 30)]
     assert [day.day for day in later_days(text, DAY, kept)] == days
 

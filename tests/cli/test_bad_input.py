@@ -1,4 +1,4 @@
-"""Whatever is wrong with what was given: one line on stderr, exit code 2, nothing on stdout."""
+"""Any bad input: one line on stderr, exit code 2, nothing on stdout."""
 
 import sys
 
@@ -90,7 +90,7 @@ def test_bad_input_is_one_line(monkeypatch, capsys, tmp_path, line, says):
     assert says in err
 
 
-def test_a_message_of_several_lines_is_told_in_one(monkeypatch, capsys, tmp_path):
+def test_a_multi_line_message_is_printed_on_one_line(monkeypatch, capsys, tmp_path):
     config = tmp_path / "otel.yaml"
     config.write_text("a: [1\nb: {")
     line = "doctor --vllm none --parseable none --collector-config"
@@ -114,7 +114,7 @@ def test_a_glob_in_a_windows_name_is_a_name(monkeypatch, capsys, tmp_path, examp
     assert (code, out.count("FIRED")) == (1, 2)
 
 
-def test_alerts_are_told_in_three_digits(monkeypatch, capsys):
+def test_alerts_show_three_digits(monkeypatch, capsys):
     _, out, _ = run(monkeypatch, capsys, "alerts vllm-sweep --over all")
     output = " ".join(out.split())
     assert "FIRED p99 E2E latency 44.3 s above 10 s" in output

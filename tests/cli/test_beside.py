@@ -1,4 +1,4 @@
-"""What a page is made of beside telemetry: which files a pattern names, which rows are a day's."""
+"""Other inputs of a page than telemetry: files of a pattern, rows of a day."""
 
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -84,7 +84,7 @@ def test_without_settings_a_page_takes_nothing():
         pytest.param("b,2026-11-28T00:00Z,2026-11-28T00:01Z", False, id="from the next on"),
     ],
 )
-def test_only_what_is_of_the_day_makes_it_anew(folder, row, is_of_the_day):
+def test_a_day_is_made_again_only_if_its_own_inputs_changed(folder, row, is_of_the_day):
     before = beside(folder, "spend-*.csv").of_day(DAY, WHOLE).digest
     logged(folder / "spend-late.csv", row)
     after = beside(folder, "spend-*.csv").of_day(DAY, WHOLE).digest
@@ -99,7 +99,7 @@ def test_charges_of_the_day_before_are_not_this_ones(folder):
     assert beside(folder, invoice="invoice.csv").of_day(DAY, WHOLE).digest == before != ""
 
 
-def test_a_log_that_was_rotated_away_takes_no_page_away(folder):
+def test_a_rotated_log_removes_no_page(folder):
     before = beside(folder, "spend-*.csv").of_day(DAY, WHOLE).digest
     (folder / "spend-2026-11-27.csv").unlink()
     after = beside(folder, "spend-*.csv").of_day(DAY, WHOLE).digest
@@ -108,7 +108,7 @@ def test_a_log_that_was_rotated_away_takes_no_page_away(folder):
     assert not says_more(before, before)
 
 
-def test_the_order_of_rows_is_no_change(folder):
+def test_the_order_of_rows_makes_no_difference_to_the_store(folder):
     rows = [f"b,2026-11-27T0{n}:00Z,2026-11-27T0{n}:01Z" for n in range(1, 5)]
     logged(folder / "spend-late.csv", *rows)
     before = beside(folder, "spend-*.csv").of_day(DAY, WHOLE).digest

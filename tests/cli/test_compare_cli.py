@@ -21,14 +21,14 @@ def replicas():
     return vc.open("vllm-two-replicas")
 
 
-def test_a_window_beside_itself_has_not_changed(replicas):
+def test_a_window_compared_with_itself_has_not_changed(replicas):
     found = vc.compare(replicas.analyze(price=1.64), replicas.analyze(price=1.64))
     assert not any(each.is_more_than_noise for each in found.changes.values())
     assert found.itl.ratio.mid == pytest.approx(1.0)
     assert [each.kind for each in found.reasons] == []
 
 
-def test_a_price_moves_cost_and_nothing_else(replicas):
+def test_a_price_only_changes_cost(replicas):
     found = vc.compare(replicas.analyze(price=1.0), replicas.analyze(price=3.0))
     assert found.cost_at_same_load.ratio.mid == pytest.approx(3 * found.itl.ratio.mid)
     assert found.cost_at_same_load.is_more_than_noise
@@ -72,7 +72,7 @@ def test_ranges_are_written_with_the_window():
     assert "within noise" in text
 
 
-def test_a_range_that_is_none_is_refused():
+def test_an_invalid_range_is_refused():
     with pytest.raises(InputError, match="Cannot read 'noon' as a time"):
         run("vllm-two-replicas@noon..", "vllm-two-replicas")
 

@@ -1,4 +1,4 @@
-"""How a command ends: the code of an alert is an alert's alone, and one line says the rest."""
+"""Exit codes: that of an alert is used for nothing else, and one line gives the rest."""
 
 import errno
 import os
@@ -16,7 +16,7 @@ COMMAND = [sys.executable, "-m", "vllm_capacity"]
 
 
 class Panic(BaseException):
-    """As a native library's panic is: no Exception."""
+    """Like a panic of a native library: no Exception."""
 
 
 def ended(monkeypatch, capsys, failure):
@@ -67,7 +67,7 @@ def test_a_bug_does_not_show_its_message_which_may_hold_a_secret(monkeypatch, ca
     assert "VLLM_CAPACITY_DEBUG=1" in output
 
 
-def test_a_bug_shows_its_traceback_where_that_is_asked_for(monkeypatch, capsys):
+def test_a_bug_shows_its_traceback_on_request(monkeypatch, capsys):
     monkeypatch.setenv("VLLM_CAPACITY_DEBUG", "1")
     code, output = ended(monkeypatch, capsys, ValueError("here"))
     assert (code, "Traceback" in output, "ValueError: here" in output) == (70, True, True)
@@ -77,12 +77,12 @@ def test_ctrl_c_is_no_error(monkeypatch, capsys):
     assert ended(monkeypatch, capsys, KeyboardInterrupt()) == (130, "\n")
 
 
-def test_a_message_without_end_is_cut(monkeypatch, capsys):
+def test_an_endless_message_is_truncated(monkeypatch, capsys):
     _, output = ended(monkeypatch, capsys, InputError("x" * 1_000_000))
     assert len(output) < 3_000
 
 
-def test_a_word_that_is_no_utf_8_is_refused():
+def test_an_argument_that_is_not_utf_8_is_refused():
     done = subprocess.run(
         [*COMMAND, "figures", b"\xff"], capture_output=True, text=True, check=False
     )
@@ -91,8 +91,8 @@ def test_a_word_that_is_no_utf_8_is_refused():
 
 
 @pytest.mark.parametrize("words", [["sql", "tokens_per_minute"], ["--help"], ["sql", "--help"]])
-def test_a_reader_that_went_away_is_no_alert(words):
-    """Click ends with 1 where a pipe is closed: what `alerts` says when one fired."""
+def test_a_disconnected_reader_is_no_alert(words):
+    """Click ends with 1 if a pipe is closed, which means for `alerts` that one fired."""
     reads, writes = os.pipe()
     os.close(reads)
     with os.fdopen(writes, "wb") as closed:

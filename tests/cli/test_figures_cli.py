@@ -84,7 +84,7 @@ def test_bad_input_says_what_was_found_and_what_to_try(args, says):
     assert caught.value.exit_code == 2
 
 
-def test_a_clean_window_has_nothing_above_info():
+def test_a_clean_window_has_only_info_findings():
     severities = {finding["severity"] for finding in ask("vllm-sweep", "--json")["quality"]}
     assert severities == {"info"}
 

@@ -57,7 +57,7 @@ def test_results_of_a_load_test_are_points_too(tmp_path):
     assert found["capacity_output_tokens_per_second"]["mid"] == pytest.approx(297)
 
 
-def test_without_json_it_is_words(tmp_path):
+def test_without_json_it_is_text(tmp_path):
     output = run(tmp_path, HEAD + SATURATED).stdout
     assert "\ncapacity      297 output tokens/s  " in output
     assert "\nreached at  27.0 running requests" in output
@@ -96,7 +96,7 @@ def test_bad_files_are_input_errors(tmp_path, text, part_of_message):
 
 def test_a_cell_that_is_not_a_number_by_name_is_empty(tmp_path):
     result = run(tmp_path, HEAD + "4,NaN\n8,100\n", "--json")
-    assert "only one load was seen" in result.stdout
+    assert "only one load was observed" in result.stdout
 
 
 def test_a_missing_file_is_an_input_error(tmp_path):
@@ -104,10 +104,10 @@ def test_a_missing_file_is_an_input_error(tmp_path):
     assert isinstance(error, InputError)
 
 
-def test_empty_cells_and_further_columns_are_no_trouble(tmp_path):
+def test_empty_cells_and_extra_columns_are_accepted(tmp_path):
     text = " running_requests ,note,output_tokens_per_second,kv_cache_ratio\n4,a,100,\n8,,,0.3\n"
     result = run(tmp_path, text, "--json")
-    assert "only one load was seen" in result.stdout
+    assert "only one load was observed" in result.stdout
 
 
 LIMIT = "running_requests,output_tokens_per_second,waiting_requests\n4,103,0\n8,179,0\n27,298,5\n"
@@ -139,7 +139,7 @@ def test_a_row_that_waits_is_a_measured_capacity(tmp_path):
         ),
     ],
 )
-def test_more_can_be_asked_of_a_table(tmp_path, flags, part):
+def test_more_columns_can_be_requested(tmp_path, flags, part):
     result = run(tmp_path, HEAD + "1,30\n2,57\n4,103\n8,179\n", *flags)
     assert (result.exit_code, part in result.stdout) == (0, True)
 
@@ -152,7 +152,7 @@ def test_json_has_what_more_was_asked(tmp_path):
     assert found["next"][0]["clients"] > 8
 
 
-def test_a_told_limit_is_not_told_twice(tmp_path):
+def test_a_limit_is_reported_only_once(tmp_path):
     table = "running_requests,output_tokens_per_second,max_num_seqs\n4,103,64\n"
     error = run(tmp_path, table, "--max-num-seqs", "32").exception
     assert isinstance(error, InputError)

@@ -42,7 +42,7 @@ TEN_MINUTES = [600 * i for i in range(6 * 24 * 4)]
         pytest.param("6h", "3d", 12, 21600, id="quarter days, three days ahead"),
     ],
 )
-def test_one_row_a_step_from_the_end_of_the_series_on(tmp_path, step, horizon, count, apart):
+def test_one_row_per_step_from_the_end_of_the_series(tmp_path, step, horizon, count, apart):
     answered = answer(series(tmp_path, TEN_MINUTES), "--step", step, "--horizon", horizon)
     stamps = [row["ts"] for row in answered["forecast"]]
     assert stamps == [TEN_MINUTES[-1] + 600 + apart * i for i in range(count)]
@@ -86,7 +86,7 @@ def test_times_come_out_as_they_went_in(tmp_path, clock, expected):
         pytest.param(
             TEN_MINUTES, ("--horizon", "7d"), "168 h ahead", id="further than it goes back"
         ),
-        pytest.param([], (), "no row holds a value", id="a header alone"),
+        pytest.param([], (), "no row has a value", id="a header alone"),
     ],
 )
 def test_a_refusal_is_json_with_exit_0(tmp_path, stamps, args, message):
@@ -110,7 +110,7 @@ def test_a_refusal_is_json_with_exit_0(tmp_path, stamps, args, message):
         ),
     ],
 )
-def test_the_table_tells_times(tmp_path, time, stamps, head, row):
+def test_the_table_shows_times(tmp_path, time, stamps, head, row):
     shown = ask(series(tmp_path, stamps, time=time), "--horizon", "2h").stdout
     assert [shown.splitlines()[1].startswith(head), shown.splitlines()[3].startswith(row)] == [
         True,
@@ -122,7 +122,7 @@ def test_the_table_tells_times(tmp_path, time, stamps, head, row):
 def test_the_table_names_the_coverage_and_a_refusal_its_reason(tmp_path):
     shown = ask(series(tmp_path, TEN_MINUTES)).stdout
     assert "of points inside" in " ".join(shown.split())
-    assert "No forecast: too short" in ask(series(tmp_path, TEN_MINUTES[:9])).stdout
+    assert "No forecast: the data span" in ask(series(tmp_path, TEN_MINUTES[:9])).stdout
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_bad_input_is_one_line_and_exit_2(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-def test_no_width_is_told_beside_a_mean_of_nothing(tmp_path):
+def test_no_relative_width_for_a_mean_of_0(tmp_path):
     rows = [f"{hour * 3600},{100 if hour < 24 * 11 else 0}" for hour in range(24 * 12)]
     path = tmp_path / "stopped.csv"
     path.write_text("\n".join(["ts_seconds,requests", *rows, ""]))

@@ -18,7 +18,7 @@ def shown(*words: str) -> str:
 
 
 @pytest.mark.parametrize("verb", _VERBS)
-def test_every_verb_shows_how_it_is_used(verb, capsys):
+def test_every_command_has_an_example(verb, capsys):
     shown(verb)
     text = capsys.readouterr().out
     assert EXAMPLES[verb]
@@ -27,7 +27,7 @@ def test_every_verb_shows_how_it_is_used(verb, capsys):
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_an_example_has_options_that_there_are(line):
+def test_examples_use_existing_options(line):
     words = shlex.split(line)
     with click.Context(cli) as context:
         command = cli.get_command(context, words[0])

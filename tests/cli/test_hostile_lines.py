@@ -192,7 +192,9 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("line", "code", "says"), LINES)
-def test_a_hostile_line_is_answered_in_one(monkeypatch, capsys, folder, line, code, says):
+def test_a_hostile_command_line_gets_a_one_line_error(
+    monkeypatch, capsys, folder, line, code, says
+):
     monkeypatch.setenv("PARSEABLE_ROOT_USER", "u")
     monkeypatch.setenv("PARSEABLE_ROOT_PASSWORD", "p")
     if "--env-file" in line:

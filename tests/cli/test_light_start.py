@@ -1,4 +1,4 @@
-"""What a person types most often answers at once: help imports nothing that computes."""
+"""The most frequent commands answer at once: help imports nothing that computes."""
 
 import subprocess
 import sys
@@ -63,7 +63,7 @@ def test_what_opens_a_window_waits_for_no_library_that_it_does_not_use():
     assert (done.returncode, done.stdout.split()) == (0, [])
 
 
-def test_a_bill_waits_for_no_optimizer_and_no_http_client():
+def test_computing_a_bill_imports_no_optimizer_and_no_http_client():
     code = (
         "from click.testing import CliRunner\nfrom vllm_capacity.cli import cli\n"
         "words = ['figures', 'vllm-sweep', '--usd-per-hour', '1', '--json']\n"

@@ -21,7 +21,7 @@ def test_kv_arithmetic_of_gpt_oss_20b():
     assert answer["source"]
 
 
-def test_users_are_an_interval():
+def test_the_number_of_users_is_an_interval():
     words = ("Qwen3-8B", "--gpu", "H100-80GB-SXM", "--tokens", "1152", "--json")
     answer = json.loads(run(*words).stdout)
     assert answer["users"]["low"] <= 327 <= answer["users"]["high"]
@@ -56,7 +56,7 @@ def test_nobody_fits_is_null_with_a_reason_and_exit_status_0():
         ),
     ],
 )
-def test_people_get_words(words, says):
+def test_people_get_text(words, says):
     assert says in " ".join(run(*words).stdout.split())
 
 

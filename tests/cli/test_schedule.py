@@ -1,4 +1,4 @@
-"""Schedules as those who run them see them: cron, systemd, Kubernetes, jupyter-scheduler."""
+"""Schedules as their runners read them: cron, systemd, Kubernetes, jupyter-scheduler."""
 
 import json
 import os
@@ -18,7 +18,7 @@ SETTINGS = "[source]\nfrom = 'http://prometheus:9090'\n[days]\ntime_zone = 'Euro
 
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path):
-    """A command line in a folder whose name is no word: its exit code, output and complaint."""
+    """A command line in a folder with an awkward name: its exit code, stdout and stderr."""
     folder = tmp_path / "50% done"
     folder.mkdir()
     (folder / "vllm-capacity.toml").write_text(SETTINGS)
@@ -110,7 +110,7 @@ def test_the_cron_job_runs_by_the_settings_it_is_given(run):
     assert container["args"][-2:] == ["--fleet", "/settings/fleet.csv"]
 
 
-def test_alerts_follow_the_report_where_the_settings_say_who_is_told(run, tmp_path, monkeypatch):
+def test_alerts_follow_the_report_if_settings_name_recipients(run, tmp_path, monkeypatch):
     Path("vllm-capacity.toml").write_text(
         SETTINGS + "[alerts]\nnotify = ['json://h/${HOOK}']\nalertmanager = 'http://am:9093'\n"
     )
@@ -142,9 +142,9 @@ def test_alerts_follow_the_report_where_the_settings_say_who_is_told(run, tmp_pa
     ],
 )
 def test_a_base_for_kustomize_has_the_same_objects(run, image, shown):
-    code, told, _ = run("schedule", "kubernetes", "--image", image, "--kustomize", "base")
+    code, result, _ = run("schedule", "kubernetes", "--image", image, "--kustomize", "base")
     base = yaml.safe_load(Path("base/kustomization.yaml").read_text())
-    assert (code, len(told.splitlines())) == (0, 5)
+    assert (code, len(result.splitlines())) == (0, 5)
     assert (base["kind"], base["images"]) == ("Kustomization", shown)
     found = [yaml.safe_load(Path("base", name).read_text()) for name in base["resources"]]
     assert {each["kind"]: each for each in found} == objects(run, "--image", image)
@@ -178,7 +178,7 @@ def test_the_jupyter_job_has_a_valid_notebook_that_runs_the_report(run, tmp_path
         pytest.param(SETTINGS, ["cron", "--at", "25:00"], "time of day", id="no time"),
     ],
 )
-def test_what_cannot_be_scheduled_is_told_in_one_line(run, settings, words, says):
+def test_what_cannot_be_scheduled_is_reported_in_one_line(run, settings, words, says):
     if settings is None:
         Path("vllm-capacity.toml").unlink()
     else:

@@ -21,7 +21,7 @@ COMMAND = [sys.executable, "-m", "vllm_capacity", "scrape"]
 
 
 class Served(BaseHTTPRequestHandler):
-    """A counter that grows by one a request; every third request of /flaky fails."""
+    """A counter that grows by one per request; every third request of /flaky fails."""
 
     asked = 0
 
@@ -129,7 +129,7 @@ def test_a_kill_loses_at_most_one_scrape(tmp_path, server, run):
     assert rescued.returncode == 0, rescued.stderr
 
 
-def test_a_running_capture_is_not_taken_for_one_that_was_cut(tmp_path, server, run):
+def test_a_running_capture_is_not_mistaken_for_a_truncated_one(tmp_path, server, run):
     first = start(server, "--every", "100ms", "--to", tmp_path / "w")
     wait_for_scrapes(tmp_path / "w.journal", 2)
     for more in ([server, "--for", "1s"], ["--from", tmp_path / "w.journal"]):
@@ -151,7 +151,7 @@ def test_of_two_captures_started_together_one_is_made(tmp_path, server):
     assert [path.name for path in tmp_path.iterdir()] == ["w"]
 
 
-def test_a_journal_without_a_scrape_is_in_nobodys_way(tmp_path, server, run):
+def test_an_empty_journal_blocks_nothing(tmp_path, server, run):
     (tmp_path / "w.journal").touch()
     done = run(server, "--every", "100ms", "--for", "300ms", "--to", tmp_path / "w")
     assert done.returncode == 0, done.stderr
@@ -195,7 +195,7 @@ def test_a_dead_target_ends_with_its_cause_and_leaves_nothing(tmp_path, run):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_target_that_is_no_vllm_ends_with_its_cause_and_leaves_nothing(tmp_path, server, run):
+def test_a_target_that_is_not_vllm_ends_with_its_cause_and_leaves_nothing(tmp_path, server, run):
     done = run(f"http://{server}/other", "--every", "500ms", "--for", "1s", "--to", tmp_path / "w")
     assert done.returncode == 3
     assert re.search(r"holds no vLLM series \([12] good and \d failed scrapes\)", done.stderr)
@@ -232,7 +232,7 @@ def test_late_scrapes_are_added_to_a_window(tmp_path, run):
     assert not [f for f in result["quality"] if f["check"] == "gap"]
 
 
-def test_damage_in_saved_scrapes_is_said_and_read_past(tmp_path, run):
+def test_damage_in_saved_scrapes_is_reported_and_skipped(tmp_path, run):
     text = "# TYPE vllm:generation_tokens_total counter\nvllm:generation_tokens_total {}\n"
     rows = [
         {"t": 1e9 + t, "target": "v", "status": 200, "text": text.format(t)} for t in range(0, 8, 2)

@@ -1,4 +1,4 @@
-"""The settings file: what is wrong in it and where, who wins, what `init` writes."""
+"""The settings file: errors and their places, precedence, what `init` writes."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ USER = "[price]\nusd_per_hour = 2.0\n[slo]\nttft_p95_seconds = 1.5\n"
 
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path, examples):
-    """A command line in a folder of its own: its exit code, what it prints, what it complains."""
+    """A command line in its own folder: its exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
     for name in ("PARSEABLE_URL", "PROMETHEUS_URL", "TZ", "VLLM_CAPACITY_SETTINGS"):
         monkeypatch.delenv(name, raising=False)
@@ -54,7 +54,7 @@ def run(monkeypatch, capsys, tmp_path, examples):
         pytest.param("[alerts]\nabove=['x=1']\n", 2, "No alert is called 'x'", id="no alert"),
     ],
 )
-def test_config_check_says_what_is_wrong_and_where(run, text, line, says):
+def test_config_check_locates_errors(run, text, line, says):
     Path("vllm-capacity.toml").write_text(text)
     code, out, err = run("config check")
     assert (code, out) == (2, "")
@@ -62,12 +62,12 @@ def test_config_check_says_what_is_wrong_and_where(run, text, line, says):
     assert says in err
 
 
-def test_config_check_says_all_that_is_wrong(run):
+def test_config_check_lists_every_error(run):
     Path("vllm-capacity.toml").write_text("[price]\nusd_per_hour = 'x'\n[slo]\nttft = 1\n")
     assert len(run("config check")[2].splitlines()) == 2
 
 
-def test_a_price_given_two_ways_is_told_at_the_second(run):
+def test_a_price_given_twice_is_rejected_at_the_second(run):
     row = "A100-80GB-PCIe RunPod secure, on-demand 2025"
     Path("vllm-capacity.toml").write_text(f"[price]\nusd_per_hour = 1\nprice = '{row}'\n")
     assert "toml:3: the price is given by usd_per_hour and price" in run("config check")[2]
@@ -105,7 +105,7 @@ def test_figures_take_their_price_from(run, options, basis):
         ),
     ],
 )
-def test_a_source_is_of_the_file_or_of_the_command_line(words, origin, stream, is_full):
+def test_a_source_comes_from_the_file_or_the_command_line(words, origin, stream, is_full):
     seen = []
     options = setting_options(SourceSettings)
     command = click.command(options(lambda **given: seen.append(taken(SourceSettings, given))))
@@ -114,7 +114,7 @@ def test_a_source_is_of_the_file_or_of_the_command_line(words, origin, stream, i
     assert seen == [SourceSettings(origin, stream, is_full)]
 
 
-def test_a_broken_file_stops_what_reads_it_and_nothing_else(run):
+def test_a_broken_file_only_stops_what_reads_it(run):
     Path("vllm-capacity.toml").write_text("[prise]\n")
     code, _, err = run("figures SWEEP --json")
     assert (code, len(err.splitlines())) == (2, 1)

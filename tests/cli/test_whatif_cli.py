@@ -59,9 +59,9 @@ def test_a_refusal_is_json_with_exit_status_0(changed):
     assert answer["reason"]
 
 
-def test_a_refusal_in_words():
+def test_the_text_of_a_refusal():
     output = run(to_gpu="L4-PCIe", dtype="bf16").stdout
-    assert "output  not known\n    the bf16 weights, 39.0 GiB a GPU, do not fit" in output
+    assert "output  not known\n    the bf16 weights, 39.0 GiB per GPU, do not fit" in output
 
 
 def test_the_weight_type_asked_about_defaults_to_the_measured_one():
@@ -69,7 +69,7 @@ def test_the_weight_type_asked_about_defaults_to_the_measured_one():
     assert same["low"] == same["high"] == 5180
 
 
-def test_the_load_that_was_measured_under_can_be_told():
+def test_the_load_of_the_measurement_can_be_given():
     served = json.loads(
         run("--json", output_tokens_per_second="190", requests_per_second="1").stdout
     )
@@ -79,19 +79,19 @@ def test_the_load_that_was_measured_under_can_be_told():
 
 
 def test_another_load_on_the_same_gpu():
-    told = {"to_gpu": "A100-80GB-SXM", "output_tokens_per_second": "500", "clients": "4"}
-    more = json.loads(run("--json", **told, at_clients="64").stdout)
+    reported = {"to_gpu": "A100-80GB-SXM", "output_tokens_per_second": "500", "clients": "4"}
+    more = json.loads(run("--json", **reported, at_clients="64").stdout)
     assert 4 * 500 < more["mid"] < 16 * 500
     assert more["itl_seconds"]["mid"] > 0
 
 
 def test_splits_of_more_gpus_are_listed_best_first():
-    told = run("--json", to_gpus="4", clients="64")
-    ways = json.loads(told.stdout)["splits"]
+    reported = run("--json", to_gpus="4", clients="64")
+    ways = json.loads(reported.stdout)["splits"]
     rates = [way["output_tokens_per_second"]["mid"] for way in ways]
     assert [way["gpus_per_engine"] * way["replicas"] for way in ways] == [4, 4, 4]
     assert rates == sorted(rates, reverse=True)
-    assert json.loads(told.stdout)["mid"] == rates[0]
+    assert json.loads(reported.stdout)["mid"] == rates[0]
     assert "GPUs each" in run(to_gpus="4", clients="64").stdout
 
 
@@ -104,9 +104,9 @@ def test_another_version_is_answered_where_runs_of_both_were_published():
     }  # fmt: skip
     found = json.loads(run("--json", **asked, to_engine_version="0.19.0").stdout)
     assert 1400 < found["mid"] < 1.6 * 1400
-    assert any("vLLM 0.19.0 over 0.17.0" in word for word in found["basis"])
+    assert any("vLLM 0.19.0 relative to 0.17.0" in word for word in found["basis"])
     unknown = json.loads(run("--json", **asked, to_engine_version="0.30.0").stdout)
-    assert "versions published of it: 0.16.0, 0.17.0" in unknown["reason"]
+    assert "published versions: 0.16.0, 0.17.0" in unknown["reason"]
 
 
 def test_the_type_of_the_kv_cache_may_differ():

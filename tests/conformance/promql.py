@@ -1,4 +1,4 @@
-"""Prometheus' own test cases, asked of this package: one window of telemetry, one answer a case.
+"""Prometheus' own test cases, run on this package: one window of telemetry, one answer per case.
 
 A case's series become one target of a window (every histogram a target of its own), and the answers
 come from the package's own figures. A part of a window is [start, end) and PromQL's range is
@@ -72,7 +72,7 @@ def states(buckets):
 
 
 def all_rows():
-    """The rows of every case, as a source would hand them over."""
+    """The rows of every case, as a source returns them."""
     buffer = RowBuffer()
     for case in CASES:
         if not is_histogram(case):

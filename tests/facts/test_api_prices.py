@@ -25,5 +25,5 @@ def test_what_is_no_price_is_refused(per_input, per_output):
         given_api_price(per_input, per_output)
 
 
-def test_a_price_says_that_it_was_given():
+def test_a_price_is_labelled_as_given():
     assert given_api_price(0.05, 0.2).basis == "API $0.05/$0.2 per M in/out (given)"

@@ -1,4 +1,4 @@
-"""Tables read into dataclasses, and what is suggested for a name nobody knows."""
+"""Tables read into dataclasses, and suggestions for an unknown name."""
 
 import re
 from dataclasses import dataclass
@@ -94,7 +94,7 @@ def test_a_broken_table_is_refused_with_its_place(tmp_path, text, says):
         things(tmp_path, text)
 
 
-def test_a_table_that_is_not_there_is_refused(tmp_path):
+def test_a_missing_table_is_refused(tmp_path):
     with pytest.raises(InputError, match="Cannot read the table"):
         read_rows(Thing, tmp_path / "none.csv")
 

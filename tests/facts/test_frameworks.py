@@ -80,7 +80,7 @@ UNDERSTOOD = {
 
 
 @pytest.mark.parametrize("server", OWN)
-def test_an_exposition_is_understood_as_far_as_concepts_agree(server):
+def test_an_exposition_is_read_where_concepts_agree(server):
     families = list(text_string_to_metric_families(OWN[server]))
     found = {family.name: match(family.name) for family in families}
     understood = {name: hit.metric.name for name, hit in found.items() if hit}
@@ -98,7 +98,7 @@ def test_every_entry_names_a_family_of_the_catalogue():
     assert {entry.metric for entry in EQUIVALENTS} <= {entry.name for entry in metrics()}
 
 
-def test_no_framework_says_one_concept_twice_at_one_rank():
+def test_no_framework_has_two_names_of_equal_priority():
     result = Counter((entry.framework, entry.metric, entry.alias_priority) for entry in EQUIVALENTS)
     assert max(result.values()) == 1
 
@@ -122,7 +122,7 @@ def published(file: str) -> str:
 
 @pytest.mark.shared
 @pytest.mark.parametrize("entry", EQUIVALENTS, ids=lambda entry: entry.exposed)
-def test_a_published_scrape_bears_the_mapping_out(entry):
+def test_a_published_scrape_confirms_the_mapping(entry):
     kinds = {}
     for file in SCRAPES[entry.framework]:
         for family in text_string_to_metric_families(published(file)):

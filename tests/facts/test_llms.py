@@ -8,7 +8,7 @@ SHAPE_TOLD_APART = ("COMPRESSED attention", "FULL layers")
 
 
 def kv_of_shape(llm):
-    """Bytes a token and a sequence, at 2 bytes an element, from the columns of the shape alone."""
+    """Bytes per token and per sequence, at 2 bytes per element, from the shape's columns alone."""
     if llm.kv_lora_rank:
         return llm.full_attention_layers * (llm.kv_lora_rank + llm.qk_rope_head_dim) * 2, 0
     each = 2 * llm.kv_heads * llm.head_dim * 2
@@ -86,13 +86,13 @@ def test_published_weights(model, dtype, gigabytes):
         pytest.param("Qwen3-30B-A3B-Instruct-2507", "bf16", 61.06, id="no type in the name"),
     ],
 )
-def test_a_builds_name_says_its_weight_type(name, dtype, gigabytes):
+def test_the_weight_type_is_read_from_a_builds_name(name, dtype, gigabytes):
     llm = find_llm(name)
     assert llm.weights_dtype == dtype
     assert llm.weights_bytes() / 1e9 == pytest.approx(gigabytes, rel=0.03)
 
 
-def test_a_dated_variant_has_the_context_of_its_note():
+def test_a_dated_variant_has_its_own_context_length():
     assert find_llm("Qwen3-30B-A3B").max_context_tokens == 40_960
     assert find_llm("Qwen/Qwen3-30B-A3B-Instruct-2507-FP8").max_context_tokens == 262_144
 

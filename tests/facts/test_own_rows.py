@@ -21,7 +21,7 @@ CONTRACT = PRICE + "H100-80GB,SXM,Contract,reserved,1.95,contract 42,2026-11\n"
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """Writes a table of one's own, and uses the folder's rows until the test ends."""
+    """Writes a user's own table, and uses the folder's rows until the test ends."""
     monkeypatch.setenv(OWN_FACTS, "")
 
     def write(name, text):
@@ -33,7 +33,7 @@ def own(tmp_path, monkeypatch):
     use_own_rows(None)
 
 
-def test_a_gpu_of_ones_own_is_known_and_named_so(own):
+def test_a_users_own_gpu_is_found_and_marked(own):
     own("gpu_specs.csv", GPU + "R100-288GB,SXM,Blackwell sm110,288,13,our lab,2026-11\n")
     span = find_gpu("r100-288gb-sxm")
     assert span.rows[0].mem_bw_tb_s == 13
@@ -41,14 +41,14 @@ def test_a_gpu_of_ones_own_is_known_and_named_so(own):
     assert span.rows[0].source == "your own row (gpu_specs.csv, line 2): our lab"
 
 
-def test_a_row_of_ones_own_replaces_the_shipped_one_of_its_name(own):
+def test_a_users_own_row_replaces_the_shipped_row_of_that_name(own):
     before = len(gpus())
     own("gpu_specs.csv", GPU + "h100-80gb,sxm,Hopper sm90,79.6,3.35,nvidia-smi,2026-11\n")
     assert len(gpus()) == before
     assert [row.memory_gib for row in find_gpu("H100-80GB-SXM").rows] == [79.6]
 
 
-def test_a_price_of_ones_own_is_the_only_one_that_counts(own):
+def test_a_users_own_price_overrides_all_others(own):
     own("gpu_prices.csv", CONTRACT)
     found = choose_price(gpu="H100-80GB-SXM")
     assert (found.low, found.mid, found.high) == (1.95, 1.95, 1.95)
@@ -60,14 +60,14 @@ def test_a_price_of_ones_own_is_the_only_one_that_counts(own):
     assert choose_price(gpu="A100-80GB-SXM").mid != 1.95
 
 
-def test_without_a_folder_all_is_as_before(own):
+def test_without_a_folder_nothing_changes(own):
     shipped = choose_price(gpu="H100-80GB-SXM")
     own("gpu_prices.csv", CONTRACT)
     use_own_rows(None)
     assert choose_price(gpu="H100-80GB-SXM") == shipped
 
 
-def test_a_model_of_ones_own_may_leave_columns_out(own):
+def test_a_users_own_model_may_omit_columns(own):
     own(
         "llms.csv",
         "model,params_total_b,params_active_b,layers,hidden_size,attention_heads,kv_heads,head_dim,"

@@ -73,7 +73,7 @@ def test_words_that_name_one_offer_give_its_newest_row():
         pytest.param("Atlantis A100", "nearest", id="no row is near"),
     ],
 )
-def test_a_name_that_is_no_row_is_refused(name, says):
+def test_a_name_without_a_row_is_refused(name, says):
     with pytest.raises(InputError, match=says):
         find_price(name)
 
@@ -84,17 +84,17 @@ def test_an_impossible_rate_is_refused(rate):
         given_price(rate)
 
 
-def test_no_price_says_what_to_pass():
+def test_without_a_price_the_message_says_what_to_give():
     assert choose_price().reason == NO_PRICE
 
 
 @pytest.mark.parametrize("option", ["--", "-p "])
-def test_no_price_names_what_every_way_in_calls_it(option):
+def test_without_a_price_the_message_names_every_option(option):
     assert "usd_per_hour" in NO_PRICE
     assert option not in NO_PRICE  # no spelling of only one of the interfaces
 
 
-def test_offers_that_differ_only_in_the_gpus_they_take_read_apart():
+def test_offers_that_differ_only_in_minimum_gpus_are_distinguished():
     lambdas = [row for row in offers("H100-80GB-SXM") if row.provider == "Lambda"]
     assert len({row.offer for row in lambdas}) == len(lambdas) > 1
 

@@ -56,7 +56,7 @@ def small_window(folder: Path, *lines: Line, **provenance: object) -> Window:
 
 
 def small_rows(*lines: Line) -> Rows:
-    """The rows of these series, as a source hands them over."""
+    """The rows of these series, as a source returns them."""
     buffer = RowBuffer()
     for line in lines:
         series_id = buffer.series(line.key, exposed=line.key.metric)

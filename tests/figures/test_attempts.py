@@ -1,4 +1,4 @@
-"""Attempts in stretches: what they tell is what a row per attempt tells, however they are cut."""
+"""Attempts in stretches give the same as a row per attempt, however they are cut."""
 
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -46,7 +46,7 @@ def scraped(draw):
 
 
 def cut(attempts, borders):
-    """The attempts as what pieces of time leave behind, put together."""
+    """The attempts as summaries of pieces of time, put together."""
     ends = [T0, *borders, T0 + timedelta(days=365)]
     pieces = [
         attempts.filter(pl.col("ts").is_between(start, end, closed="left"))
@@ -144,7 +144,7 @@ def test_bounds_of_steps_hold_their_quantiles(made):
 
 
 def test_nothing_of_an_even_grid_is_unpacked():
-    """A month of a target that was asked evenly is told of by its stretches alone."""
+    """A month of a target scraped evenly is described by its stretches alone."""
     grid = rows(a=[(2.0 * number, True) for number in range(4000)])
     found = packed(grid)
 

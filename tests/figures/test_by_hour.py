@@ -1,4 +1,4 @@
-"""Figures of a long range from what its hours left behind: as from all rows, whatever happened."""
+"""Figures of a long range from hourly summaries equal those from all rows."""
 
 import os
 import random
@@ -48,7 +48,7 @@ def a_server(rng, name, *, every):
     times = [t for t in times if not hole < t < hole + rng.choice([0, 1000, 5000])]
     failed = {t for t in times if rng.random() < 0.03}
     restarts = sorted(rng.uniform(0, HOURS * 3600) for _ in range(rng.choice([0, 1, 3])))
-    told = rng.random() < 0.7
+    has_start = rng.random() < 0.7
     born = {"length": rng.uniform(0, HOURS * 3600), "stop": 0.0}
     counts = {metric: 0.0 for metric in (GENERATION_TOKENS, PROMPT_TOKENS, PREEMPTIONS)}
     finished = dict.fromkeys(born, 0.0)
@@ -84,7 +84,7 @@ def a_server(rng, name, *, every):
         waiting = rng.choice([0, 0, 5]) if running == 12 else 0
         for metric, value in ((RUNNING, running), (WAITING, waiting), (KV_CACHE, running / 16)):
             values.setdefault(metric, {})[t] = value
-        if told:
+        if has_start:
             start = at(restarts[ended - 1] if ended else -5000.0).timestamp()
             values.setdefault("process_start_time_seconds", {})[t] = start
     lines = [up({t: t not in failed for t in times}, instance=name)]
@@ -197,7 +197,7 @@ def test_losses_are_bounded_as_by_all_rows(path, start, end):
             assert bounds[0] is None or bounds[0] <= bounds[1]
 
 
-def test_means_of_gauges_differ_by_what_a_scrape_at_the_border_of_an_hour_holds(path):
+def test_means_of_gauges_differ_by_at_most_a_scrape_at_an_hour_boundary(path):
     by_rows, by_hours = both(path)
     for name in ("running", "waiting", "kv_cache_ratio"):
         rows, hours = getattr(by_rows.gauges, name), getattr(by_hours.gauges, name)

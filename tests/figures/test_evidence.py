@@ -35,6 +35,6 @@ def steps(*rows, seconds=30):
         ),
     ],
 )
-def test_spells_in_which_requests_run_and_no_token_comes(rows, expected):
+def test_stretches_with_running_requests_but_no_tokens(rows, expected):
     found = stale_gauges(steps(*rows)).select("start", "end", "value").rows()
     assert [(seconds_of(start), seconds_of(end), value) for start, end, value in found] == expected

@@ -94,7 +94,7 @@ def test_a_part_has_the_samples_from_its_start_to_before_its_end(tmp_path):
     assert over_time(found) == [(10, 2)]
 
 
-def test_what_no_engine_tells_is_unknown(tmp_path):
+def test_what_no_engine_exports_is_unknown(tmp_path):
     window = small_window(tmp_path, gauge(RUNNING, {0: 1, 10: 1}))
     found = gauges(window, attempts(a=[0, 10]), time_range=time_range(0, 20))
     assert (found.waiting, found.kv_cache_ratio) == (Gauge(None, None),) * 2

@@ -42,7 +42,7 @@ def test_whole_hours(start, end, expected):
     assert whole_hours(time_range, attempts) == [at(hour) for hour in expected]
 
 
-def test_a_year_in_which_nobody_asked_is_no_list_of_hours():
+def test_a_year_without_requests_is_not_a_list_of_hours():
     time_range = TimeRange(at(0), at(0) + timedelta(days=365))
     found = whole_hours(time_range, pl.DataFrame({"ts": [time_range.start, time_range.end]}))
     assert (found[0], found[-1], len(found)) == (
@@ -52,7 +52,7 @@ def test_a_year_in_which_nobody_asked_is_no_list_of_hours():
     )
 
 
-def test_a_weekend_in_which_nobody_asked_keeps_its_hours():
+def test_a_weekend_without_requests_keeps_its_hours():
     time_range = TimeRange(at(0), at(62))
     assert (
         len(whole_hours(time_range, pl.DataFrame({"ts": [time_range.start, time_range.end]}))) == 62

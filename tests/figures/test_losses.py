@@ -1,4 +1,4 @@
-"""What nobody read: counts hold the truth, or it lies between them and the bound they come with."""
+"""Unscraped counts: the truth is between the count and its bound."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -181,7 +181,7 @@ def test_a_dead_server_is_not_still_scraped(tmp_path):
     )
 
 
-def test_a_pod_that_nobody_asks_any_more_is_bounded_by_its_next_scrape(tmp_path):
+def test_a_pod_no_longer_scraped_is_bounded_by_its_next_scrape(tmp_path):
     times = [float(t) for t in range(0, int(END), 15)]
     window = dying(tmp_path, grids={"dies": [t for t in times if t < 600], "stays": times})
     [stretch] = lost_of(window).stretches
@@ -213,9 +213,9 @@ def test_where_every_process_was_read_to_its_end_nothing_is_lost(tmp_path):
     assert lost_of(window) == losses.Losses((), "")
 
 
-def test_without_a_rate_the_ledger_says_that_the_bound_is_none(tmp_path):
+def test_without_a_rate_the_quality_report_says_that_the_bound_is_none(tmp_path):
     rng = np.random.default_rng(5)
     pods = {"a": [process(rng, -500, 10.0, 4.0)]}
     window = window_of(tmp_path, pods, {"a": [0.0, 15.0, 30.0, 45.0]})
     [outage] = quality_report(window, "outage")
-    assert "an unknown rate, because none was observed: more may have been lost" in outage["effect"]
+    assert "an unknown rate, because none was observed; more may have been lost" in outage["effect"]

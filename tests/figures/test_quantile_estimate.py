@@ -24,7 +24,7 @@ TTFT = "vllm:time_to_first_token_seconds"
 
 
 def log_errors(histograms):
-    """|log(said / true)| of the plain interpolation and of the estimate, quantile by quantile."""
+    """|log(estimated / true)| of plain interpolation and of the estimate, quantile by quantile."""
     plain, estimated = [], []
     for histogram in histograms:
         edges, counts = EDGES[histogram["metric"]], histogram["counts"]
@@ -132,7 +132,7 @@ def test_the_distribution_keeps_every_count_and_has_the_known_sum(counts, widths
         pytest.param([10, 90, 0, 0], None, 1.3, 1.6, id="a neighbour draws it towards itself"),
     ],
 )
-def test_what_the_sum_says_of_the_median(counts, total, low, high):
+def test_the_sum_bounds_the_median(counts, total, low, high):
     assert low <= quantile_estimate([1.0, 2.0, 4.0], counts, total, 0.5) <= high
 
 

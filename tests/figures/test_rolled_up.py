@@ -1,4 +1,4 @@
-"""What hours leave behind, made by several workers: as by one, whoever is killed on the way."""
+"""Hourly summaries by several workers equal those by one, even if workers are killed."""
 
 import multiprocessing
 import os
@@ -110,7 +110,7 @@ def test_a_run_that_was_killed_goes_on_where_it_ended(path, alone):
     assert entries(path) == entries(alone.path)
 
 
-def test_after_rows_came_late_only_their_hour_is_made(alone, tmp_path):
+def test_only_the_hours_with_late_rows_are_computed_again(alone, tmp_path):
     path = shutil.copytree(alone.path, tmp_path / alone.path.name)
     whole, kept = alone.whole, entries(path)
     extend_window(path, small_rows(gauge(RUNNING, {4 * 3600 + 1.5: 70}, instance="a")))
@@ -141,7 +141,7 @@ def test_as_many_work_as_fit_into_memory(path, monkeypatch):
     assert most_workers(window) == 10 + 100_000_000 // needed
 
 
-def test_the_verb_says_what_it_made(path):
+def test_the_command_says_what_it_made(path):
     def said():
         found = CliRunner().invoke(cli, ["rollup", str(path), "--workers", "1"])
         return found.exit_code, found.output

@@ -59,7 +59,7 @@ def test_ten_steps_either_side_are_looked_at():
         pytest.param([0, 90], 0, id="of two attempts nothing can be said"),
     ],
 )
-def test_attempts_that_an_even_grid_would_have_had(seconds, expected):
+def test_scrape_attempts_expected_on_an_even_grid(seconds, expected):
     assert scrapes.missed(Attempts.of(attempts(a=seconds)).targets["a"]) == expected
 
 
@@ -110,8 +110,8 @@ def test_gaps_are_each_targets_own():
 def test_rows_of_each_target(instances, expected):
     made = pl.concat([attempts(), *(attempts(**{name: [ts]}) for ts, name in enumerate(instances))])
     found = Attempts.of(made).targets
-    told = {name: [seconds_of(ts) for ts in own.rows()["ts"]] for name, own in found.items()}
-    assert list(told.items()) == list(expected.items())
+    starts = {name: [seconds_of(ts) for ts in own.rows()["ts"]] for name, own in found.items()}
+    assert list(starts.items()) == list(expected.items())
 
 
 FLEET = pl.DataFrame(
@@ -195,8 +195,8 @@ def test_a_target_that_another_process_answers_for_after_the_part_had_an_outage(
 @pytest.mark.parametrize(
     ("began", "expected"),
     [
-        pytest.param({}, [(10, 20, None)], id="told by a counter that fell"),
-        pytest.param({0: -60, 10: -60, 20: 15, 30: 15}, [(10, 20, 15)], id="told with its start"),
+        pytest.param({}, [(10, 20, None)], id="found by a counter that fell"),
+        pytest.param({0: -60, 10: -60, 20: 15, 30: 15}, [(10, 20, 15)], id="found with its start"),
     ],
 )
 def test_restarts(tmp_path, began, expected):
@@ -281,7 +281,7 @@ def test_one_grid_of_attempts_per_target(jobs, expected):
         ),
     ],
 )
-def test_a_failure_counts_where_the_job_with_most_answers_made_no_attempt(jobs, expected):
+def test_a_failure_counts_if_the_job_with_the_most_answers_made_no_attempt(jobs, expected):
     failed = merged(scraped_by(**jobs)).filter(~pl.col("is_good"))
     assert [seconds_of(ts) for ts in failed.get_column("ts")] == expected
 
@@ -291,7 +291,7 @@ def test_a_failure_counts_where_the_job_with_most_answers_made_no_attempt(jobs, 
     instants=st.lists(st.integers(0, 60), min_size=1, max_size=6),
 )
 @settings(max_examples=200, deadline=None)
-def test_falls_and_restarts_are_told_apart_as_if_each_met_each(spans, instants):
+def test_counter_falls_and_restarts_are_matched_pairwise(spans, instants):
     """In one pass over both: a window of weeks has thousands of them."""
     falls = [(at(begin), at(begin + length)) for begin, length in spans]
     ordered, afters = sorted(falls), sorted(map(at, instants))

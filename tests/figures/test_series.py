@@ -82,7 +82,7 @@ def test_one_row_per_step_from_its_start(steps):
         pytest.param("is_gap", [False] * 3, id="no gap"),
     ],
 )
-def test_what_a_step_says(steps, column, expected):
+def test_the_fields_of_a_step(steps, column, expected):
     assert steps.get_column(column).to_list() == expected
 
 

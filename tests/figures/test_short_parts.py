@@ -52,7 +52,7 @@ def part_of(name, path):
 
 
 def as_from_all_rows(path, start, end):
-    """The part as it is read from S3, which can read no row of the window but those near it."""
+    """The part as read from S3, with only the rows near it readable."""
     window = open_window(path)
     time_range = window.clamp(at(start), at(end))
     return Analysis(window.remembering(), time_range), Analysis(

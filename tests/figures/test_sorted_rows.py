@@ -1,4 +1,4 @@
-"""What is answered of sorted rows is what the queries answer, to the last bit."""
+"""Results from sorted rows equal those of the queries, to the last bit."""
 
 import random
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""Every query of figures/sql on a handful of rows, so that a wrong one says which it is.
+"""Every query of figures/sql on a few rows, so that a failure names the query.
 
 Times are seconds after T0, in the rows, in the parameters and in what is expected.
 """
@@ -453,7 +453,7 @@ LIFETIMES = (
 PROCESS_STARTS = (
     Case(
         "process_starts",
-        "every start that was told, by series and time, and nothing else",
+        "every start that was reported, by series and time, and nothing else",
         "series_id ts value",
         [(1, 0, 100), (1, 10, 200), (2, 5, 100)],
         series=[starts(1), starts(2, "b"), gauge(3)],
@@ -481,7 +481,7 @@ BEGAN = T0.timestamp() - 100
 
 
 def twins(counts, others, *, began=BEGAN, more=(), apart=5):
-    """A start that two targets tell alike, and the counts that they tell in turn."""
+    """A start that two targets share, and the counts that they report in turn."""
     return {
         "params": {"metric": TOKENS, "fewest": 5},
         "series": [
@@ -506,7 +506,7 @@ SAME_PROCESSES = (
     ),
     Case(
         "same_processes",
-        "what was told and counted before the start says nothing",
+        "what was reported and counted before the start is ignored",
         "instance other",
         [("a", "b")],
         **twins([0, 2, 4], [1, 3, 5], more=[(1, 0, -200, 7.0), (3, 0, -150, 900.0)]),

@@ -96,7 +96,7 @@ def test_length_of_a_step(interval, expected):
     assert natural_step_seconds(attempts(a=range(0, 10 * interval, interval))) == expected
 
 
-def test_one_scrape_tells_no_length():
+def test_one_scrape_gives_no_duration():
     assert natural_step_seconds(attempts(a=[0])) == 10
 
 
@@ -197,7 +197,7 @@ def steps(tmp_path_factory):
         ("is_restart", [False, False]),
     ],
 )
-def test_what_a_step_says(steps, column, expected):
+def test_the_fields_of_a_step(steps, column, expected):
     assert steps.get_column(column).to_list() == expected
 
 

@@ -70,7 +70,7 @@ def test_total_is_over_all_series_of_the_metric():
     assert traffic.total(increases, REQUESTS) == 7
 
 
-def test_a_metric_that_was_not_there_has_no_total():
+def test_a_metric_that_was_absent_has_no_total():
     assert traffic.total(grown((REQUESTS, 3)), GENERATION_TOKENS) is None
 
 

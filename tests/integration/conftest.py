@@ -1,4 +1,4 @@
-"""What tests of several real parts share: one browser, for Playwright runs once a process."""
+"""Shared by tests with real parts: one browser, because Playwright runs once per process."""
 
 import os
 import shutil

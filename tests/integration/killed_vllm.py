@@ -59,7 +59,7 @@ class KilledVllm:
         self.process = None
 
     def counted(self, metric: str, life: int, *, at: float | None = None) -> float:
-        """What the process of that life had counted by then (Unix time), or in all."""
+        """What the process of that life had counted by then (Unix time), or in total."""
         turned = self.turned(life)
         page = max((page for ts, page in turned.items() if at is None or ts <= at), default=None)
         if page is None:

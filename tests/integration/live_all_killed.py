@@ -38,7 +38,7 @@ WAYS = ("whole", "thinned", "files", "prometheus", "scraped")
 
 @dataclass(frozen=True)
 class Capture:
-    """What came of the run: the server and its windows, of all the run and of its later part."""
+    """Results of the run: the server and its windows, of the whole run and of its later part."""
 
     vllm: KilledVllm
     windows: dict[str, Window]
@@ -95,8 +95,8 @@ def capture(tmp_path_factory: pytest.TempPathFactory) -> Capture:
 def test_every_way_counts_what_the_server_did_within_what_may_be_lost(
     capture: Capture, way: str, record_property: Callable[[str, object], None]
 ) -> None:
-    told = answer(capture.windows[way])["requests"]
-    finished, lost = told["finished"], told["lost"]["high"]
+    result = answer(capture.windows[way])["requests"]
+    finished, lost = result["finished"], result["lost"]["high"]
     least, most = _done(capture, REQUESTS, way)
     record_property(
         f"all killed, {way}: requests counted + lost at most, done",
@@ -111,13 +111,13 @@ def test_output_tokens_are_the_servers_within_half_a_percent(
     capture: Capture, way: str, record_property: Callable[[str, object], None]
 ) -> None:
     window = capture.windows[way]
-    told = answer(window)["tokens"]
-    counted, (least, most) = told["generation"], _done(capture, GENERATION_TOKENS, way)
+    result = answer(window)["tokens"]
+    counted, (least, most) = result["generation"], _done(capture, GENERATION_TOKENS, way)
     record_property(
         f"all killed, {way}: output tokens counted, made", f"{counted:.0f}, {least:.0f}"
     )
     assert counted <= most
-    assert least <= counted + told["lost"]["high"]
+    assert least <= counted + result["lost"]["high"]
     [restart] = restarts(window)
     unread = capture.vllm.counted(GENERATION_TOKENS, 0) - np.array(
         [capture.vllm.counted(GENERATION_TOKENS, 0, at=at) for at in _around(restart.before)]
@@ -140,7 +140,7 @@ def test_a_window_soon_after_the_restart_begins_where_it_was_asked_to(
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_capacity_holds_what_clients_saw(
+def test_the_capacity_interval_contains_what_clients_saw(
     capture: Capture, way: str, record_property: Callable[[str, object], None]
 ) -> None:
     saturation = answer(capture.windows[way])["saturation"]

@@ -1,4 +1,4 @@
-"""What a thinned pull moves beside `select *`, out of a real Parseable with hours of telemetry.
+"""Bytes of a downsampled pull against `select *`, from a real Parseable with hours of telemetry.
 
 The hours are the recorded sweep, repeated end to end, scraped every 2 s, exported in the batches of
 the project's Collector. Run by `make test-live`.
@@ -32,7 +32,7 @@ HOURS = 2
 BATCH_POINTS = 4000
 
 
-def test_a_thinned_pull_moves_a_fiftieth_or_so_of_select_star(
+def test_a_downsampled_pull_transfers_about_a_fiftieth_of_select_star(
     tmp_path_factory: pytest.TempPathFactory, record_property: Any
 ) -> None:
     rows = repeated_rows(HOURS * 3600)

@@ -1,4 +1,4 @@
-"""FOCUS rows before the FinOps Foundation's own validator.
+"""FOCUS rows checked by the FinOps Foundation's own validator.
 
 Not among the usual tests: focus-validator 2.2.1 needs Python 3.12 and older polars, pandas and
 DuckDB, so an environment of its own (with pyarrow below 19), and finds its lists only from its own
@@ -47,7 +47,7 @@ def test_it_passes_on_all_nights_of_a_folder_of_reports(tmp_path):
 
 
 def validate(charges, folder):
-    """Hold charges against the rules of FOCUS 1.2."""
+    """Check charges against the rules of FOCUS 1.2."""
     data = folder / "focus.csv"
     data.write_text(charges)
     command = [

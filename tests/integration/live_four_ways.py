@@ -2,7 +2,7 @@
 
 A recorded vLLM, restart and all, is played to the real Collector (which sends to a real
 Parseable), to the real Prometheus and to our own scraper at once. Meanwhile Parseable is stopped
-and started again (after LIVE_OUTAGE_SECONDS, 60 unless told otherwise) and the Collector is killed.
+and started again (after LIVE_OUTAGE_SECONDS, 60 by default) and the Collector is killed.
 Run by `make test-live`.
 """
 
@@ -95,7 +95,7 @@ def test_parseables_server_and_its_files_give_the_same_answer(windows: dict[str,
     assert over_http == from_files
 
 
-def test_a_thinned_pull_gives_whole_minutes_the_same_figures(
+def test_a_downsampled_pull_gives_whole_minutes_the_same_figures(
     windows: dict[str, Window], minutes: TimeRange
 ) -> None:
     whole, downsampled = (windows[name] for name in ("whole", "thinned"))

@@ -1,4 +1,4 @@
-"""Against a real Parseable: what the stand-in's tests say, said by the server itself.
+"""The stand-in's tests, against a real Parseable.
 
 Run by `make test-live`, which names a binary in PARSEABLE_BIN. The recorded exports go in as they
 were recorded, so their samples are old and arrive now: later than any collector would be.
@@ -50,7 +50,7 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def late():
-    """From the samples to now, and some: the exports are as old as the recording."""
+    """From the samples until after now: the exports are as old as the recording."""
     return datetime.now(UTC) - PART.end + timedelta(hours=1)
 
 
@@ -96,7 +96,7 @@ def test_the_stand_in_gives_what_the_server_gives(whole, stand_in, table):
 
 
 @pytest.mark.parametrize("view", ["minutes", "minute_histograms"])
-def test_thinned_minutes_are_the_rollup_of_the_whole(whole, downsampled, tmp_path, view):
+def test_downsampled_minutes_are_the_rollup_of_the_whole(whole, downsampled, tmp_path, view):
     window = open_window(write_window(tmp_path / "w", whole, {}))
     theirs = window.sql(f"select * from {view} order by series_id, minute, run")
     ours = getattr(downsampled, view)
@@ -121,8 +121,8 @@ def test_its_files_give_what_it_answers(server, whole, late, record_property):
     record_property("samples", files.samples.height)
     record_property("histogram states", files.histograms.height)
     # Files hold the time of arrival, which the whole pull does not request.
-    for told, asked in ((files.samples, whole.samples), (files.histograms, whole.histograms)):
-        assert told.drop("arrival").equals(asked.drop("arrival"))
+    for result, asked in ((files.samples, whole.samples), (files.histograms, whole.histograms)):
+        assert result.drop("arrival").equals(asked.drop("arrival"))
     assert files.series.equals(whole.series)
 
 

@@ -1,4 +1,4 @@
-"""A Ray cluster of its own, reached at its address: who is killed there loses nothing.
+"""A Ray cluster of its own, reached at its address: killed processes lose nothing.
 
 Ray takes half a minute of CPU for that, and gives up where a busy machine is slower than it waits
 for: so `make test-live` runs this, or `python -m pytest tests/integration/live_ray.py`.

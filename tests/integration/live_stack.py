@@ -38,7 +38,7 @@ pytestmark = [pytest.mark.live, pytest.mark.collector]
 
 @dataclass
 class Running:
-    """A real Parseable that was set up, and what setting it up said."""
+    """A real Parseable that was set up, and the output of the setup."""
 
     parseable: RealParseable
     secrets: Path
@@ -67,7 +67,7 @@ def test_the_users_have_their_rights_and_no_others(running: Running) -> None:
     ]
 
 
-def test_init_may_be_run_again_and_renews_passwords_when_told(running: Running) -> None:
+def test_init_can_be_repeated_and_renews_passwords_on_request(running: Running) -> None:
     ingest = running.secrets / INGEST_SECRET
     with _administrator(running) as client:
         again = initialise(client, Names(), running.secrets)
@@ -78,7 +78,7 @@ def test_init_may_be_run_again_and_renews_passwords_when_told(running: Running) 
     assert renewed[-2:] == running.output[-2:]
 
 
-def test_a_stream_that_is_empty_or_not_there_is_said_to_be(running: Running) -> None:
+def test_an_empty_or_missing_stream_is_reported(running: Running) -> None:
     url = running.parseable.url
     with httpx.Client(base_url=url, auth=running.reader, timeout=60) as client:
         parseable = Parseable(client)
@@ -128,7 +128,7 @@ def test_what_the_collector_scraped_is_there_and_the_doctor_is_content(
     assert [f for f in found if f.state != "ok"] == []
 
 
-def test_provision_may_be_run_again_and_brings_up_to_date(running: Running) -> None:
+def test_provision_can_be_repeated_and_updates(running: Running) -> None:
     """After the test before it, which brought the telemetry."""
     board, changed = panels("vllm_metrics"), with_thresholds({"waiting": 9.0})
     with _administrator(running) as client:
@@ -151,7 +151,7 @@ def test_provision_may_be_run_again_and_brings_up_to_date(running: Running) -> N
 
 
 def _points(running: Running) -> int:
-    """Good samples of one counter: one a scrape. Refused while the stream has no column yet."""
+    """Good samples of one counter: one per scrape. Refused while the stream has no column yet."""
     query = (
         "select count(distinct data_point_value) as n from vllm_metrics "
         "where metric_name = 'vllm:generation_tokens_total'"

@@ -1,7 +1,7 @@
 """Takes OTLP/JSON as Parseable does and keeps every request as a file, so that it can be killed.
 
 Run as a process of its own: python otlp_sink.py PORT FOLDER. A request is written down before it is
-answered: what the sender was told to be safe is on disk.
+answered: what was acknowledged to the sender is on disk.
 """
 
 from __future__ import annotations

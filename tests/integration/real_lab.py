@@ -64,7 +64,7 @@ def real_lab(notebooks: Path, home: Path) -> Iterator[Lab]:
 
 
 def _environment(home: Path) -> dict[str, str]:
-    """The user's, with nothing of Jupyter's that this machine's user has set up."""
+    """The user's environment without this machine's Jupyter settings."""
     for name, settings in _SETTINGS.items():
         path = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)

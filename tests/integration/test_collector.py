@@ -265,7 +265,7 @@ def test_histogram_buckets_are_not_cumulative(steady: Steady) -> None:
     assert all(sum(map(int, p["bucketCounts"])) == int(p["count"]) for p in points)
 
 
-def test_replicas_are_told_apart(steady: Steady) -> None:
+def test_replicas_are_distinguished(steady: Steady) -> None:
     instances = {resource["service.instance.id"] for _, resource, _ in steady.sink.points()}
     assert instances == {steady.first.target, steady.second.target}
 
@@ -282,7 +282,7 @@ def test_every_scrape_arrived_once(steady: Steady) -> None:
     assert Counter(steady.sink.values(GENERATED)) == Counter(served)
 
 
-def test_its_own_metrics_tell_of_the_queue(steady: Steady) -> None:
+def test_its_own_metrics_show_the_queue(steady: Steady) -> None:
     for name in ("otelcol_exporter_queue_size", "otelcol_exporter_queue_capacity"):
         assert re.search(rf"^{name}\{{.*exporter=\"otlphttp/metrics\"", steady.own_metrics, re.M)
 

@@ -122,7 +122,7 @@ def _arrived(parseable: Standin) -> bool:
     return bool("vllm_metrics" in parseable.streams and parseable.streams["vllm_metrics"].batches)
 
 
-def test_a_chain_that_works_is_found_to_work(tmp_path: Path) -> None:
+def test_a_healthy_chain_is_reported_healthy(tmp_path: Path) -> None:
     with chain(tmp_path) as (vllm, collector, parseable):
         eventually(lambda: _arrived(parseable), within=90, what="a batch arrived")
         found = findings(vllm, collector, parseable.url, ingest=RIGHT, config=CONFIG)

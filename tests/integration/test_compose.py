@@ -53,7 +53,7 @@ def services(project: dict[str, Any]) -> dict[str, Any]:
     return services
 
 
-def test_the_services(services: dict[str, Any]) -> None:
+def test_the_compose_services(services: dict[str, Any]) -> None:
     assert set(services) == set(SERVICES)
 
 
@@ -126,7 +126,7 @@ def test_the_collectors_queue_is_on_a_volume(
 
 
 @pytest.mark.parametrize("name", ["parseable", "collector", "reporter", "proxy"])
-def test_a_service_has_a_minute_to_stop(services: dict[str, Any], name: str) -> None:
+def test_a_systemd_service_has_a_minute_to_stop(services: dict[str, Any], name: str) -> None:
     assert int(services[name]["stop_grace_period"].removesuffix("s")) >= 60
 
 
@@ -197,7 +197,7 @@ def test_every_setting_given_to_the_collector_is_one_it_reads(services: dict[str
     assert given <= read
 
 
-def test_new_volumes_come_to_belong_to_who_runs(services: dict[str, Any]) -> None:
+def test_new_volumes_get_the_running_user_as_owner(services: dict[str, Any]) -> None:
     dockerfile = (ROOT / "Dockerfile").read_text()
     folders = [volume.split(":")[1] for volume in services["prepare"]["volumes"]]
     assert f"mkdir -p {' '.join(folders)}" in dockerfile

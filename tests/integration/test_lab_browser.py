@@ -93,7 +93,7 @@ def test_every_cell_ran_without_an_error(ran):
     assert (errors, [c["id"] for c in ran.cells if c["execution_count"] is None]) == ([], [])
 
 
-def test_every_chart_is_drawn_with_marks_in_it_or_says_why_not(ran):
+def test_every_chart_has_marks_or_a_reason(ran):
     charts = ran.outputs(LAB_MIME)
     # A chart that cannot be drawn says why, in a sentence.
     result = [svg for svg in ran.drawn if svg["marks"] or len(svg["reason"].split()) > 5]
@@ -106,13 +106,13 @@ def test_nothing_was_asked_of_the_network(ran):
     assert ran.outside == []
 
 
-def test_lab_has_nothing_to_complain_of(ran):
+def test_jupyterlab_shows_no_errors(ran):
     assert [
         message for message in ran.messages if not message.startswith(("debug", "info", "log"))
     ] == []
 
 
-def test_a_dollar_sign_is_no_formula(ran):
+def test_a_dollar_sign_is_not_rendered_as_a_formula(ran):
     assert ran.maths == []
 
 

@@ -19,7 +19,7 @@ ENGINE = f'{TARGET},engine="0",model_name="m"'
 
 
 def exposed(start: datetime) -> str:
-    """OpenMetrics of a server that served a request a minute for two days."""
+    """OpenMetrics of a server that served one request per minute for two days."""
     families = {
         f'vllm:request_success_total{{{ENGINE},finished_reason="stop"}}': lambda n: 5 * n,
         f"vllm:generation_tokens_total{{{ENGINE}}}": lambda n: 500 * n,

@@ -100,7 +100,7 @@ NOTEBOOK = (
 
 @dataclass
 class Nights:
-    """A Prometheus that comes and goes at one address, and what is run against it."""
+    """A Prometheus that is stopped and started at one address, and what runs against it."""
 
     folder: Path
     port: int
@@ -123,10 +123,10 @@ class Nights:
         order = Night.of(source, days, page, against="1d", beside=beside)
         done = night(order, now=now, environment={}, cache=self.folder)
         self.runs[now] = done
-        told = self.folder / "told.json"
+        record = self.folder / "sent.json"
         words = ["alerts", "--windows", str(self.folder / "windows"), "--over", "all"]
         words += ["--usd-per-hour", "1.64", "--above", "cost=30"]
-        words += ["--notify", self.receiver, "--told", str(told)]
+        words += ["--notify", self.receiver, "--told", str(record)]
         self.alerts[now] = CliRunner().invoke(cli, words).exit_code
         return done
 
@@ -231,7 +231,7 @@ def test_only_the_dead_source_is_a_failure(nights):
     assert failed[8].exit_code == 3
 
 
-def test_a_missing_log_is_one_line_and_nothing_else_is_said(nights):
+def test_a_missing_log_gives_one_line_of_error(nights):
     notes = {now.day: done.notes for now, done in nights.runs.items() if done.notes}
     log = nights.folder / "logs" / f"spend-{LATE_LOG}.csv"
     line = f"{LATE_LOG}: There is no log of use {log}: the report is made without it."
@@ -254,7 +254,7 @@ def test_each_page_is_reconciled_with_the_invoice(nights, day):
     assert "$1.68 per hour charged, $1.64 billed" in page
 
 
-def test_the_alert_fires_while_cost_is_high_and_people_are_told_once(nights):
+def test_the_alert_fires_while_cost_is_high_and_notifies_once(nights):
     """Up to $39 per million output tokens on the fourth, at most $27 from the fifth on."""
     assert [nights.alerts[now] for now in sorted(nights.alerts)] == [1, 1, 0, 0, 0, 0, 0]
     assert nights.notified == ["vLLM: 1 firing", "vLLM: 1 resolved"]
@@ -273,7 +273,7 @@ def test_the_bills_of_seven_nights_are_one_focus_file(nights):
 
 
 @pytest.mark.parametrize("day", DAYS, ids=str)
-def test_a_day_holds_what_was_served_on_it_and_its_page_is_of_it(nights, day):
+def test_a_daily_window_and_its_page_cover_exactly_that_day(nights, day):
     window = open_window(nights.folder / "windows" / str(day))
     times = [at for at in scrapes() if at < midnight(day + timedelta(days=1))]
     before = [at for at in times if at.date() < day]
@@ -311,7 +311,7 @@ def test_a_day_without_any_data_ends_with_one_line_and_code_2(tmp_path, nights):
         runs = [
             night(order, now=now + timedelta(hours=n), environment={}, cache=None) for n in (0, 1)
         ]
-    with pytest.raises(NoTelemetryError, match="No telemetry for 2026-12-01") as told:
+    with pytest.raises(NoTelemetryError, match="No telemetry for 2026-12-01") as record:
         missing_days(runs[0])
-    assert told.value.exit_code == 2
+    assert record.value.exit_code == 2
     missing_days(runs[1])  # reported already, so it does not raise

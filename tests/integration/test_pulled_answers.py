@@ -63,7 +63,7 @@ def test_the_server_and_its_files_give_the_same_answer(windows):
     assert over_http == from_files
 
 
-def test_a_thinned_window_has_the_counters_of_the_whole(windows):
+def test_a_downsampled_window_has_the_counters_of_the_whole(windows):
     metrics = [REQUESTS, GENERATION_TOKENS, PROMPT_TOKENS, PREEMPTIONS]
     whole, downsampled = (
         counter_increases(windows[name], metrics, time_range=MINUTES)
@@ -74,7 +74,7 @@ def test_a_thinned_window_has_the_counters_of_the_whole(windows):
 
 
 @pytest.mark.parametrize("step_seconds", [None, 60], ids=["at once", "by minute"])
-def test_a_thinned_window_has_the_histograms_of_the_whole(windows, step_seconds):
+def test_a_downsampled_window_has_the_histograms_of_the_whole(windows, step_seconds):
     whole, downsampled = (
         histogram_increases(
             windows[name], [TTFT, ITL, E2E], time_range=MINUTES, step_seconds=step_seconds
@@ -85,7 +85,7 @@ def test_a_thinned_window_has_the_histograms_of_the_whole(windows, step_seconds)
     assert downsampled == whole
 
 
-def test_a_thinned_window_has_the_quantiles_of_the_whole(windows):
+def test_a_downsampled_window_has_the_quantiles_of_the_whole(windows):
     whole, downsampled = (
         latency(histogram_increases(windows[name], HISTOGRAMS, time_range=MINUTES))
         for name in ("whole", "thinned")
@@ -94,7 +94,7 @@ def test_a_thinned_window_has_the_quantiles_of_the_whole(windows):
     assert downsampled == whole
 
 
-def test_a_thinned_window_has_an_answer_with_the_same_counts_and_gauges(windows):
+def test_a_downsampled_window_has_an_answer_with_the_same_counts_and_gauges(windows):
     whole, downsampled = (
         answer(windows[name], start=MINUTES.start, end=MINUTES.end) for name in ("whole", "thinned")
     )

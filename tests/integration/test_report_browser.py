@@ -94,7 +94,7 @@ def test_every_chart_is_drawn_with_marks(opened):
     assert (len(sizes) >= 12, all(width and marks for width, marks in sizes)) == (True, True)
 
 
-def test_no_still_is_shown_beside_its_live_chart(opened):
+def test_no_static_image_is_shown_beside_its_live_chart(opened):
     assert opened.page.locator(".still:visible").count() == 0
 
 
@@ -128,7 +128,7 @@ def test_nothing_reaches_beyond_the_page(chromium, page_path, width, scheme):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_from_its_ground(chromium, page_path, scheme):
+def test_text_has_enough_contrast(chromium, page_path, scheme):
     with Opened(chromium, page_path, scheme=scheme) as view:
         colours = view.page.evaluate(
             """() => {
@@ -210,7 +210,7 @@ def test_charts_against_load_stand_in_pairs_where_there_is_room(chromium, page_p
     assert (len(tops), len(set(tops))) == (6, rows)
 
 
-def test_page_without_scripts_shows_stills(chromium, page_path):
+def test_page_without_scripts_shows_static_images(chromium, page_path):
     context = chromium.new_context(java_script_enabled=False, offline=True)
     page = context.new_page()
     page.goto(page_path.as_uri())
@@ -260,8 +260,8 @@ def test_a_table_by_a_label_adds_up_to_the_whole(chromium, replicas_page):
         rows = view.page.locator("table", has=head).first.locator("tbody tr").all()
         cells = [row.locator("th, td").all_text_contents() for row in rows]
     counts = {name: int(count.replace(",", "")) for name, count, *_ in cells}
-    assert list(counts) == ["r0", "r1", "whole"]
-    assert counts["r0"] + counts["r1"] == counts["whole"]
+    assert list(counts) == ["r0", "r1", "total"]
+    assert counts["r0"] + counts["r1"] == counts["total"]
 
 
 @pytest.mark.parametrize("width", [390, 1200, 1600])

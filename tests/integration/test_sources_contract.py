@@ -170,7 +170,7 @@ def test_every_source_gives_what_the_text_gives(sources, source, table):
 
 
 @pytest.mark.parametrize("view", ["minutes", "minute_histograms"])
-def test_a_thinned_pull_gives_the_minutes_of_the_text(from_server, from_text, tmp_path, view):
+def test_a_downsampled_pull_gives_the_minutes_of_the_text(from_server, from_text, tmp_path, view):
     window = open_window(write_window(tmp_path / "w", from_text, {}))
     ours = getattr(from_server[1], view)
     known = ours.select("series_id").unique()
@@ -199,7 +199,7 @@ def test_every_query_of_the_dashboard_finds_its_series(from_prometheus):
     assert answers["ttft_seconds:p50"][0] <= answers["ttft_seconds:p95"][0]
 
 
-def test_a_prometheus_is_watched_as_its_targets_are(from_prometheus):
+def test_watching_a_prometheus_equals_watching_its_targets(from_prometheus):
     _, _, target, _, watched = from_prometheus
     assert watched.exit_code == 0, watched.output
     [engine] = json.loads(watched.stdout)["engines"]

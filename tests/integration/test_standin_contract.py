@@ -144,7 +144,7 @@ def test_the_schema_agrees(server, recorded):
         pytest.param("selec", 400, "SQL error", id="what is no SQL"),
     ],
 )
-def test_a_bad_query_is_refused_as_recorded(server, query, status, text):
+def test_a_bad_query_is_refused_like_the_recorded_one(server, query, status, text):
     asked = {"query": query, "startTime": "1h", "endTime": "now"}
     answer = httpx.post(f"{server.url}/api/v1/query", json=asked, auth=AUTH)
     assert (answer.status_code, text in answer.text) == (status, True)

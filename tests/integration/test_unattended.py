@@ -99,7 +99,7 @@ def started(clone: Path, window: str = WINDOW) -> subprocess.Popen:
 
 
 def ended(run: subprocess.Popen) -> tuple[int, list[str]]:
-    """Its exit code, and the lines of its complaint."""
+    """Its exit code, and the lines of its stderr."""
     _, complaint = run.communicate(timeout=180)
     return run.returncode, complaint.splitlines()
 
@@ -131,7 +131,7 @@ def test_the_line_as_written_makes_the_page_and_the_index(after_a_run):
     assert {path.name for path in after_a_run.iterdir()} == CLEAN
 
 
-def test_missing_window_is_told_in_one_line(clone):
+def test_a_missing_window_is_reported_in_one_line(clone):
     code, complaint = ended(started(clone, window="no-such-window"))
     assert (code, len(complaint)) == (2, 1)
     assert "No window 'no-such-window'" in complaint[0]
@@ -144,7 +144,7 @@ def test_run_killed_half_way_leaves_the_old_page_and_nothing_that_runs(after_a_k
     assert {path.name for path in after_a_kill.clone.iterdir()} == CLEAN
 
 
-def test_of_two_at_once_after_it_one_writes_and_one_says_why_not(after_a_kill):
+def test_of_two_runs_at_once_one_writes_and_one_gives_the_reason(after_a_kill):
     clone = after_a_kill.clone
     first = started(clone)
     wait_until(lambda: is_being_written(clone / "reports"), seconds=120)

@@ -1,4 +1,4 @@
-"""One capture, pulled every way there is: Parseable whole, thinned and by files; Prometheus."""
+"""One capture, pulled every way there is: Parseable full, downsampled, by files; Prometheus."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 
 
 def found(window: str, command: str) -> dict[str, Any]:
-    """What the command line says of the window, as JSON."""
+    """The command's JSON for the window."""
     verb, *options = COMMANDS[command]
     arguments = [verb, str(EXAMPLES / window), *options, "--json"]
     outcome = CliRunner().invoke(cli, arguments)
@@ -45,7 +45,7 @@ def found(window: str, command: str) -> dict[str, Any]:
 
 
 def kept_numbers(window: str, command: str) -> dict[str, float | None]:
-    """Every number that the command says, under the keys of the interface's first version."""
+    """Every number in the command's JSON, under the keys of the interface's first version."""
     result = found(window, command)
     if isinstance(result, list):
         return numbers([{key: one[key] for key in one if key not in _NEW} for one in result])

@@ -1,4 +1,4 @@
-"""A certificate that nobody vouches for, of this machine's loopback address."""
+"""A self-signed certificate for this machine's loopback address."""
 
 import ipaddress
 import ssl

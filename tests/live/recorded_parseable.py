@@ -92,8 +92,8 @@ class RecordedParseable:
                 names = [{"id": name, "method": "native"} for name in (*self.users, ROOT[0])]
                 return httpx.Response(200, json=names)
             case "GET", "role", name:  # 2.9.5 answers so even for an unknown role
-                told = {"actions": self.roles.get(name, []), "roleType": "user"}
-                return httpx.Response(200, json=told)
+                result = {"actions": self.roles.get(name, []), "roleType": "user"}
+                return httpx.Response(200, json=result)
             case "PUT", "role", name:
                 self.roles[name] = body
                 return self.answer("PUT", "/api/v1/role/vllm_reader")

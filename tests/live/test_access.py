@@ -76,7 +76,7 @@ def test_what_is_no_url_is_refused(url, says):
         pytest.param("[::1]:8000", "http://[::1]:8000/metrics", id="IPv6"),
     ],
 )
-def test_a_host_and_port_mean_its_metrics(text, url):
+def test_a_host_and_port_mean_its_metrics_url(text, url):
     assert metrics_url(text) == url
 
 
@@ -95,7 +95,7 @@ def test_telemetry_comes_from_a_server_or_from_files(origin, is_one):
 
 
 @pytest.mark.parametrize("origin", [f"ftp://u:{SECRET}@h", f"s3://u:{SECRET}@b", f"u:{SECRET}@h:1"])
-def test_an_origin_that_is_neither_is_refused_without_its_password(origin):
+def test_an_invalid_origin_is_refused_without_showing_its_password(origin):
     with pytest.raises(InputError) as refused:
         is_server(origin)
     assert SECRET not in str(refused.value)
@@ -191,7 +191,9 @@ def test_a_secret_that_cannot_be_sent_is_refused_by_name(
     assert (code, variable in err, SECRET in err) == (2, True, False)
 
 
-def test_a_profile_of_odd_values_is_refused_without_them(monkeypatch, capsys, tmp_path):
+def test_a_profile_with_invalid_values_is_refused_without_showing_them(
+    monkeypatch, capsys, tmp_path
+):
     profile = tmp_path / "p.toml"
     profile.write_text(f'api_key = "{SECRET}\\u0000"\n')
     profile.chmod(0o600)
@@ -201,7 +203,7 @@ def test_a_profile_of_odd_values_is_refused_without_them(monkeypatch, capsys, tm
 
 
 @pytest.mark.parametrize("proxy", ["ftp://x", f"ftp://u:{SECRET}@h", "http://[::1"])
-def test_a_proxy_that_is_none_is_bad_input(monkeypatch, capsys, proxy):
+def test_an_invalid_proxy_is_bad_input(monkeypatch, capsys, proxy):
     code, _, err = result(monkeypatch, capsys, "stack healthy http://h", {"ALL_PROXY": proxy})
     assert (code, "ALL_PROXY" in err, SECRET in err) == (2, True, False)
 
@@ -233,7 +235,7 @@ def test_credentials_go_into_the_request(settings, header):
 
 @pytest.fixture
 def guarded():
-    """A /metrics that wants a token."""
+    """A /metrics that requires a token."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -304,7 +306,7 @@ def behind_tls(tmp_path):
         yield url.replace("http:", "https:"), trusted, tenants
 
 
-def test_a_certificate_and_a_tenant_of_ones_own(behind_tls):
+def test_a_custom_certificate_and_tenant(behind_tls):
     url, trusted, tenants = behind_tls
     with prometheus_client(url, {}, tenant="team-a", ca=trusted) as asking:
         assert asking.get("/").status_code == 200
@@ -313,7 +315,7 @@ def test_a_certificate_and_a_tenant_of_ones_own(behind_tls):
     assert tenants == ["team-a"]
 
 
-def test_the_python_door_takes_them_too(behind_tls, tmp_path):
+def test_the_python_api_takes_them_too(behind_tls, tmp_path):
     url, trusted, tenants = behind_tls
     with pytest.raises(SourceError):  # it answers with nothing
         vc.pull(url, to=tmp_path / "w", last="1h", match='{team="a"}', tenant="team-a", ca=trusted)
@@ -327,7 +329,7 @@ def test_the_python_door_takes_them_too(behind_tls, tmp_path):
         pytest.param("hello", "holds no certificates to trust: expected PEM", id="no PEM"),
     ],
 )
-def test_what_cannot_be_trusted_is_said(tmp_path, content, says):
+def test_untrustworthy_figures_are_reported(tmp_path, content, says):
     path = tmp_path / "ca.pem"
     if content is not None:
         path.write_text(content)

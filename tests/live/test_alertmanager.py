@@ -1,4 +1,4 @@
-"""What an Alertmanager is told: what fires, what is over, and nothing of what is unknown."""
+"""What an Alertmanager gets: firing and ended alerts, and nothing about unknown ones."""
 
 import json
 from collections.abc import Iterator
@@ -24,8 +24,8 @@ OUTCOMES = [
 
 @contextmanager
 def alertmanager(*statuses: int, firing: tuple[str, ...] = ()) -> Iterator[tuple[str, list]]:
-    """A server that answers with these, one after the other; its URL and what it was told."""
-    left, told = list(statuses), []
+    """A server that answers with these, one after the other; its URL and what it received."""
+    left, received = list(statuses), []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -38,7 +38,7 @@ def alertmanager(*statuses: int, firing: tuple[str, ...] = ()) -> Iterator[tuple
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            told.append((self.path, self.headers.get("Authorization"), json.loads(body)))
+            received.append((self.path, self.headers.get("Authorization"), json.loads(body)))
             self.send_response(left.pop(0))
             self.send_header("Content-Length", "0")
             self.end_headers()
@@ -47,7 +47,7 @@ def alertmanager(*statuses: int, firing: tuple[str, ...] = ()) -> Iterator[tuple
             return
 
     with serving(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as url:
-        yield url, told
+        yield url, received
 
 
 def tell(url: str, environment: dict[str, str] | None = None) -> None:
@@ -63,16 +63,16 @@ def tell(url: str, environment: dict[str, str] | None = None) -> None:
     )
 
 
-def test_what_is_quiet_and_was_never_firing_is_not_told():
-    with alertmanager(200) as (url, told):
+def test_a_quiet_alert_that_never_fired_is_not_sent():
+    with alertmanager(200) as (url, received):
         tell(url)
-    assert [one["labels"]["alertname"] for one in told[0][2]] == ["e2e-p99"]
+    assert [one["labels"]["alertname"] for one in received[0][2]] == ["e2e-p99"]
 
 
-def test_what_fires_lasts_what_is_quiet_has_ended_what_is_unknown_is_not_told():
-    with alertmanager(200, firing=("kv-cache", "waiting")) as (url, told):
+def test_firing_alerts_last_quiet_ones_end_and_unknown_ones_are_not_sent():
+    with alertmanager(200, firing=("kv-cache", "waiting")) as (url, received):
         tell(url)
-    [(path, _, body)] = told
+    [(path, _, body)] = received
     assert path == "/api/v2/alerts"
     assert [(one["labels"]["alertname"], one["startsAt"], one["endsAt"]) for one in body] == [
         ("e2e-p99", "2026-11-27T00:00:00Z", "2026-11-28T07:00:00Z"),
@@ -83,18 +83,18 @@ def test_what_fires_lasts_what_is_quiet_has_ended_what_is_unknown_is_not_told():
 
 
 def test_credentials_come_from_the_environment_alone():
-    with alertmanager(200) as (url, told):
+    with alertmanager(200) as (url, received):
         tell(url, {"ALERTMANAGER_TOKEN": "secret"})
-    assert told[0][1] == "Bearer secret"
-    assert "secret" not in json.dumps(told[0][2])
+    assert received[0][1] == "Bearer secret"
+    assert "secret" not in json.dumps(received[0][2])
     with pytest.raises(InputError, match="ALERTMANAGER_USER"):
         tell(url.replace("http://", "http://u:p@"))
 
 
-def test_a_busy_one_is_told_again():
-    with alertmanager(503, 503, 200) as (url, told):
+def test_a_busy_receiver_is_retried():
+    with alertmanager(503, 503, 200) as (url, received):
         tell(url)
-    assert len(told) == 3
+    assert len(received) == 3
 
 
 @pytest.mark.parametrize(
@@ -105,6 +105,6 @@ def test_a_busy_one_is_told_again():
     ],
 )
 def test_a_refusal_is_an_error_of_the_source(status, says):
-    with alertmanager(status) as (url, _), pytest.raises(CapacityError, match=says) as told:
+    with alertmanager(status) as (url, _), pytest.raises(CapacityError, match=says) as received:
         tell(url)
-    assert type(told.value) is SourceError
+    assert type(received.value) is SourceError

@@ -74,7 +74,7 @@ def _env_file(folder: Path) -> None:
     (folder / ".env").chmod(0o600)
 
 
-def test_stack_init_writes_secrets_and_tells_none(tmp_path: Path, run: Run) -> None:
+def test_stack_init_writes_secrets_and_shows_none(tmp_path: Path, run: Run) -> None:
     recorded = RecordedParseable()
     _env_file(tmp_path)
     with parseable(recorded) as url:
@@ -89,7 +89,7 @@ def test_stack_init_writes_secrets_and_tells_none(tmp_path: Path, run: Run) -> N
     }
 
 
-def test_stack_init_wants_an_administrator(tmp_path: Path, run: Run) -> None:
+def test_stack_init_requires_an_administrator(tmp_path: Path, run: Run) -> None:
     outcome = run("stack", "init", cwd=tmp_path)
     assert (outcome.returncode, outcome.stdout) == (2, "")
     assert outcome.stderr.startswith("vllm-capacity: Set PARSEABLE_ROOT_USER and")
@@ -186,7 +186,7 @@ def test_renewed_passwords_come_with_who_must_read_them(tmp_path: Path, run: Run
     assert outcome.stdout.endswith("stream vllm_metrics: nothing was being written to it\n")
 
 
-def test_a_right_is_taken_away_by_its_name_alone(tmp_path: Path, run: Run) -> None:
+def test_a_right_is_revoked_only_by_name(tmp_path: Path, run: Run) -> None:
     recorded = RecordedParseable()
     _env_file(tmp_path)
     with parseable(recorded) as url:
@@ -247,7 +247,7 @@ def test_alerts_end_with_1_when_one_fires(
         pytest.param(["--over", "soon"], "Cannot read 'soon' as a duration", id="no duration"),
     ],
 )
-def test_alerts_complain_in_one_line(options: list[str], complaint: str, run: Run) -> None:
+def test_errors_of_alerts_are_one_line(options: list[str], complaint: str, run: Run) -> None:
     outcome = run("alerts", "--window", "vllm-sweep", *options, cwd=REPOSITORY)
     assert (outcome.returncode, complaint in outcome.stderr) == (2, True)
     assert outcome.stderr.count("\n") == 1

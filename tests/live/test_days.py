@@ -1,4 +1,4 @@
-"""The store of days: what is due, what is replaced, what goes; the source is a function here."""
+"""The store of days: what is due, replaced and removed; the source is a function here."""
 
 from datetime import UTC, date, datetime, timedelta
 
@@ -88,7 +88,7 @@ def test_days_of_a_store_with_a_day(tmp_path, hours_later, keep, expected):
     assert due(tmp_path, MORNING + timedelta(hours=hours_later), reach) == expected
 
 
-def test_a_day_that_was_looked_at_after_its_time_is_settled(tmp_path):
+def test_a_day_pulled_after_the_late_period_is_final(tmp_path):
     pulled(tmp_path, serving(1), now=MORNING + timedelta(hours=24))
     assert due(tmp_path, MORNING + timedelta(hours=24)) == [3]
 
@@ -103,7 +103,7 @@ def test_a_day_that_was_looked_at_after_its_time_is_settled(tmp_path):
         pytest.param(serving(), Outcome.SAME, [1, 2], False, id="a source that forgot all"),
     ],
 )
-def test_a_day_that_is_looked_at_again(tmp_path, again, outcome, kept_hours, is_new_page):
+def test_a_day_is_pulled_again(tmp_path, again, outcome, kept_hours, is_new_page):
     pulled(tmp_path, serving(1, 2))
     assert pulled(tmp_path, again, reported=False) == outcome
     times = open_window(tmp_path / "2026-11-02").sql("select ts from samples order by ts")["ts"]
@@ -129,7 +129,7 @@ def test_a_day_without_data_is_remembered_as_such(tmp_path):
     assert pulled(tmp_path, serving(5), now=MORNING + timedelta(hours=24)) == Outcome.NEW
 
 
-def test_a_page_can_be_asked_for_again_while_its_window_is_there(tmp_path):
+def test_a_page_can_be_made_again_while_its_window_exists(tmp_path):
     pulled(tmp_path, serving(1))
     pulled(tmp_path, serving(), day=date(2026, 11, 1))
     with day_store(tmp_path, HERE) as store:
@@ -156,7 +156,7 @@ def test_only_one_run_at_a_time_works_on_a_store(tmp_path):
         pass
 
 
-def test_old_days_go_but_not_from_under_a_reader(tmp_path):
+def test_old_days_are_removed_unless_being_read(tmp_path):
     later = MORNING + timedelta(days=5)
     for day in (DAY, DAY + timedelta(days=1), date(2026, 11, 7)):
         pulled(tmp_path, serving(1), day=day, now=later)
@@ -197,13 +197,13 @@ def test_days_are_those_of_the_time_zone(tmp_path, day, hours):
         ),
     ],
 )
-def test_a_store_is_of_one_source_and_zone(tmp_path, source, says):
+def test_a_store_has_one_source_and_time_zone(tmp_path, source, says):
     pulled(tmp_path, serving(1))
     with pytest.raises(InputError, match=says), day_store(tmp_path, source):
         pass
 
 
-def test_without_its_book_a_store_looks_at_its_days_again(tmp_path):
+def test_without_its_days_json_a_store_pulls_its_days_again(tmp_path):
     pulled(tmp_path, serving(1), now=MORNING + timedelta(days=2))
     (tmp_path / "days.json").unlink()
     assert due(tmp_path, MORNING) == [2]

@@ -74,7 +74,7 @@ def _ts(seconds_ago: float) -> str:
 
 @dataclass
 class World:
-    """A chain in good order: every host of it, answering as the recordings do."""
+    """A healthy chain: all its hosts, answering like the recordings."""
 
     down: set[str] = field(default_factory=set)
     scrapes: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -313,7 +313,7 @@ FAULTS = [
 ]
 
 
-def test_a_chain_in_good_order_has_no_fault() -> None:
+def test_a_healthy_chain_has_no_fault() -> None:
     world = World(answer=_answer())
     findings = world.findings()
     assert [f for f in findings if f.state != "ok" and f.check != "no-price"] == []
@@ -367,7 +367,7 @@ def test_columns_with_the_prefix_of_older_releases_are_expected() -> None:
         pytest.param(_set(), "old-version", "it is version v2.9.5", id="Parseable's version"),
     ],
 )
-def test_what_is_well_is_said_in_words(
+def test_healthy_checks_are_printed_as_text(
     plant: Callable[[World], None], check: str, says: str
 ) -> None:
     world = World()
@@ -375,7 +375,7 @@ def test_what_is_well_is_said_in_words(
     assert [f.found for f in world.findings() if f.check == check] == [says]
 
 
-def test_an_absent_stream_is_not_created_by_looking() -> None:
+def test_checking_a_missing_stream_does_not_create_it() -> None:
     world = World()
     world.schema = (404, "Stream not found")
     world.findings()
@@ -387,7 +387,7 @@ def test_a_cost_without_a_price_is_unknown_with_its_reason() -> None:
     assert (finding.state, finding.found) == ("unknown", "cost is unknown: no price given")
 
 
-def test_no_finding_tells_a_secret() -> None:
+def test_no_finding_contains_a_secret() -> None:
     for planted in FAULTS:
         world = World(answer=_answer())
         planted.values[0](world)  # type: ignore[operator]
@@ -396,7 +396,7 @@ def test_no_finding_tells_a_secret() -> None:
         assert INGEST.split()[1] not in result
 
 
-def test_without_credentials_the_stream_is_not_looked_at() -> None:
+def test_without_credentials_the_stream_is_not_checked() -> None:
     with httpx.Client(transport=httpx.MockTransport(World()), trust_env=False) as client:
         evidence = gather(client, CHAIN, clock=lambda: NOW, pause=lambda: None)
     [login] = [f for f in diagnosis(evidence) if f.check == "wrong-password"]
@@ -413,7 +413,7 @@ def test_a_mistyped_stream_is_not_to_be_created_blindly() -> None:
     assert "grants the right and removes none" in finding.remedy
 
 
-def test_without_a_collector_nothing_is_claimed_of_one() -> None:
+def test_without_a_collector_none_is_mentioned() -> None:
     alone = replace(CHAIN, collector_metrics=None, collector_health=None)
     world = World()
     for part, rows in ((BATCHES, AHEAD), (INSTANCES, NO_B)):
@@ -436,7 +436,7 @@ def test_without_a_collector_nothing_is_claimed_of_one() -> None:
         pytest.param({"scrape_interval": ["soon"], "flush_timeout": 5}, {}, 15.0, id="no duration"),
     ],
 )
-def test_the_look_is_longer_than_a_scrape_and_an_export(
+def test_the_wait_is_longer_than_a_scrape_and_an_export(
     config: dict[str, Any], environment: dict[str, str], seconds: float
 ) -> None:
     """A shorter one alternates between broken and ok, as an export falls into it or not."""
@@ -462,7 +462,7 @@ def test_the_look_is_longer_than_a_scrape_and_an_export(
         ),
     ],
 )
-def test_a_configuration_of_another_shape_is_looked_at_without_falling(text: str) -> None:
+def test_a_configuration_of_another_shape_causes_no_crash(text: str) -> None:
     world = World(config=yaml.safe_load(text))
     assert first_broken(world.findings()) is None or world.findings()[0]
     assert longest_wait_seconds(world.config or {}, {}) == 15.0
@@ -507,7 +507,9 @@ def test_an_empty_chain_has_no_findings() -> None:
         pytest.param("http://localhost:8000/metrics", "127.0.0.1:8000", id="two names of loopback"),
     ],
 )
-def test_a_replica_is_known_under_another_name_of_this_machine(target: str, scraped: str) -> None:
+def test_a_replica_is_recognized_under_another_name_of_this_machine(
+    target: str, scraped: str
+) -> None:
     world = World()
     world.rows[INSTANCES] = [{"instance": scraped, "tried": _ts(6), "scraped": _ts(6)}]
     chain = replace(CHAIN, vllm=(target,), proxy=None)

@@ -1,4 +1,4 @@
-"""The doctor before servers that answer anything at all: findings, never an accident of ours."""
+"""The doctor against servers that answer anything at all: findings, never a crash."""
 
 import copy
 import json

@@ -59,7 +59,7 @@ class Metrics(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_live_run_keeps_the_time_of_a_clock_that_is_never_set(tmp_path):
+def test_a_live_run_uses_a_monotonic_clock(tmp_path):
     with serving(ThreadingHTTPServer(("127.0.0.1", 0), Metrics)) as url, httpx.Client() as client:
         run(
             targets((url,)),

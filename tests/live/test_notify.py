@@ -1,4 +1,4 @@
-"""What people are told by apprise: each thing once, and that it is over; to a real receiver."""
+"""Notifications by apprise to a real receiver: once when an alert fires, once when it resolves."""
 
 import shutil
 import stat
@@ -22,26 +22,26 @@ SECRET = "t0ken"
 
 
 @pytest.fixture
-def told(tmp_path) -> Path:
+def record_path(tmp_path) -> Path:
     return tmp_path / "told.json"
 
 
-def tell(url: str, told: Path, *found: Alert, labels: dict[str, str] | None = None) -> None:
+def tell(url: str, record_path: Path, *found: Alert, labels: dict[str, str] | None = None) -> None:
     notify(
         recipients([url], {}),
         found,
         labels=labels or {},
         subject="monday, up to noon",
-        record=told,
+        record=record_path,
         now=NOW,
         pause=lambda seconds: None,
     )
 
 
-def test_what_fires_is_told_once_and_that_it_is_over_once(told):
+def test_firing_and_resolving_are_each_notified_once(record_path):
     with receiver() as (url, got):
         for outcome in (SLOW, SLOW, UNKNOWN, SLOW, FAST, FAST, UNKNOWN, SLOW):
-            tell(url, told, outcome)
+            tell(url, record_path, outcome)
     assert [each["title"] for each in got] == [
         "vLLM: 1 firing",
         "vLLM: 1 resolved",
@@ -54,18 +54,18 @@ def test_what_fires_is_told_once_and_that_it_is_over_once(told):
     ]
 
 
-def test_one_message_for_all_that_is_new(told):
+def test_one_message_for_all_that_is_new(record_path):
     with receiver() as (url, got):
-        tell(url, told, SLOW)
-        tell(url, told, FAST, FULL, labels={})
+        tell(url, record_path, SLOW)
+        tell(url, record_path, FAST, FULL, labels={})
     assert got[1]["title"] == "vLLM: 1 firing, 1 resolved"
 
 
-def test_alerts_of_other_labels_are_others(told):
+def test_alerts_of_other_labels_are_others(record_path):
     with receiver() as (url, got):
         for cluster in ("a", "b", "a"):
-            tell(url, told, SLOW, labels={"cluster": cluster})
-        tell(url, told, FAST, labels={"cluster": "b"})
+            tell(url, record_path, SLOW, labels={"cluster": cluster})
+        tell(url, record_path, FAST, labels={"cluster": "b"})
     assert [each["message"].splitlines()[-1] for each in got] == [
         "monday, up to noon; cluster=a",
         "monday, up to noon; cluster=b",
@@ -73,17 +73,17 @@ def test_alerts_of_other_labels_are_others(told):
     ]
 
 
-def test_a_receiver_that_is_busy_is_told_again(told):
+def test_a_busy_receiver_is_notified_again(record_path):
     with receiver(503, 500) as (url, got):
-        tell(url, told, SLOW)
-        tell(url, told, SLOW)
+        tell(url, record_path, SLOW)
+        tell(url, record_path, SLOW)
     assert [each["status"] for each in got] == [503, 500, 200]
 
 
-def test_one_that_fails_keeps_nobody_else_from_it_and_is_told_by_the_next_run(told):
+def test_a_failing_recipient_does_not_block_others_and_is_retried_in_the_next_run(record_path):
     with receiver(*[500] * 4) as (bad, missed), receiver() as (good, got):
         both = recipients([bad, good], {})
-        order = {"labels": {}, "subject": "s", "record": told, "now": NOW}
+        order = {"labels": {}, "subject": "s", "record": record_path, "now": NOW}
         says = r"json:// \(--notify number 1\) did not accept the alerts"
         with pytest.raises(SourceError, match=says):
             notify(both, [SLOW], **order, pause=lambda seconds: None)
@@ -91,16 +91,23 @@ def test_one_that_fails_keeps_nobody_else_from_it_and_is_told_by_the_next_run(to
     assert [len(got), missed[-1]["status"]] == [1, 200]
 
 
-def test_no_address_is_kept_or_shown(told, capfd):
+def test_no_address_is_kept_or_shown(record_path, capfd):
     with receiver(*[500] * 4) as (url, _):
         address = f"{url}/${{TOKEN}}"
         (to,) = recipients([address], {"TOKEN": SECRET})
-        order = {"labels": {}, "subject": "s", "record": told, "now": NOW}
+        order = {"labels": {}, "subject": "s", "record": record_path, "now": NOW}
         with pytest.raises(SourceError) as failed:
             notify([to], [SLOW], **order, pause=lambda seconds: None)
         notify([to], [SLOW], **order, pause=lambda seconds: None)
     shown = capfd.readouterr()
-    everything = [repr(to), to.shown, str(failed.value), shown.out, shown.err, told.read_text()]
+    everything = [
+        repr(to),
+        to.shown,
+        str(failed.value),
+        shown.out,
+        shown.err,
+        record_path.read_text(),
+    ]
     assert [text for text in everything if SECRET in text or url in text] == []
 
 
@@ -126,7 +133,7 @@ def test_what_is_no_recipient_is_refused_without_showing_it(url, says, tmp_path,
     assert "s3cret" not in str(refused.value)
 
 
-def test_a_file_of_addresses_is_its_owners_alone(tmp_path):
+def test_a_file_of_addresses_must_be_private(tmp_path):
     path = tmp_path / "urls"
     path.write_text("# on call\njson://h/a\n\njson://h/${TOKEN}\n")
     path.chmod(0o644)
@@ -137,10 +144,10 @@ def test_a_file_of_addresses_is_its_owners_alone(tmp_path):
     assert [each.address for each in found] == ["json://h/a", f"json://h/{SECRET}"]
 
 
-def test_a_damaged_memory_is_said(told):
-    told.write_text("{")
+def test_a_damaged_record_file_is_reported(record_path):
+    record_path.write_text("{")
     with receiver() as (url, _), pytest.raises(InputError, match=r"is damaged\. Remove it"):
-        tell(url, told, SLOW)
+        tell(url, record_path, SLOW)
 
 
 def test_the_command_takes_its_recipients_from_the_settings(tmp_path, monkeypatch, capsys):
@@ -160,7 +167,7 @@ def test_the_command_takes_its_recipients_from_the_settings(tmp_path, monkeypatc
     assert Path("vllm-capacity-told.json").is_file()
 
 
-def test_without_a_window_the_newest_day_is_looked_at(tmp_path, monkeypatch, capsys):
+def test_without_a_window_the_newest_day_is_used(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     code, _, err = command_line.run(monkeypatch, capsys, "alerts")
     assert (code, "Give a window" in err) == (2, True)

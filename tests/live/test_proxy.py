@@ -218,7 +218,7 @@ def test_a_body_cut_by_the_upstream_is_no_complete_answer() -> None:
     assert 'vllm_capacity_proxy_requests_total{outcome="cut"} 1.0' in own
 
 
-def test_a_dripping_upstream_meets_the_deadline() -> None:
+def test_a_slow_dripping_upstream_is_cut_at_the_deadline() -> None:
     def drip() -> Iterator[bytes]:
         for _ in range(100):
             time.sleep(0.1)
@@ -275,7 +275,7 @@ def test_one_slow_client_does_not_hold_the_others_up() -> None:
         waiting.result()
 
 
-def test_more_clients_than_places_are_told_to_come_again() -> None:
+def test_clients_beyond_the_limit_get_a_retry_answer() -> None:
     gate = threading.Event()
     entered = threading.Event()
 
@@ -311,7 +311,7 @@ def untrusted(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
     return self_signed(tmp_path_factory.mktemp("tls") / "server.pem")
 
 
-def test_a_certificate_nobody_vouches_for_is_refused(untrusted: ssl.SSLContext) -> None:
+def test_an_untrusted_certificate_is_refused(untrusted: ssl.SSLContext) -> None:
     with upstream(plain(EXPOSITION), untrusted) as url:
         secure = url.replace("http://", "https://")
         with proxying(secure) as proxy:

@@ -1,4 +1,4 @@
-"""The proxy between upstreams and clients that misbehave: it tells no secret, and it ends."""
+"""The proxy between upstreams and clients that misbehave: it shows no secret, and it ends."""
 
 import gzip
 import socket
@@ -47,7 +47,7 @@ def asked(address, path=b"/metrics"):
         pytest.param(saying(good(b"<html>")), id="no metrics"),
     ],
 )
-def test_no_client_is_told_the_password_of_the_upstream(upstream, path):
+def test_no_client_sees_the_upstreams_password(upstream, path):
     with raw_server(upstream) as url:
         secret = url.replace("http://", "http://me:hunter2@") + "/metrics?token=hunter3"
         with proxying(secret) as address:
@@ -118,7 +118,7 @@ def test_connections_are_bounded_before_anything_is_read():
         ),
     ],
 )
-def test_an_upstream_that_drips_meets_the_deadline(upstream):
+def test_an_upstream_that_drips_is_cut_at_the_deadline(upstream):
     with raw_server(upstream) as url, proxying(url, seconds=0.4) as address:
         answer = asked(address)
     assert (answer[9:12], b"timed out" in answer) == (b"502", True)

@@ -1,4 +1,4 @@
-"""`scrape` before servers that do everything wrong: the others are scraped, and it ends."""
+"""`scrape` against servers that do everything wrong: the others are scraped, and it ends."""
 
 import gzip
 import signal

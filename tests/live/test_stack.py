@@ -90,7 +90,7 @@ def test_only_the_owner_can_read_a_secret(server: RecordedParseable, tmp_path: P
     assert stat.S_IMODE((tmp_path / "secrets").stat().st_mode) == 0o700
 
 
-def test_no_secret_is_told(server: RecordedParseable, tmp_path: Path) -> None:
+def test_no_secret_is_shown(server: RecordedParseable, tmp_path: Path) -> None:
     with server.client() as client:
         done = initialise(client, Names(), tmp_path)
     result = "\n".join(done)
@@ -140,7 +140,7 @@ def test_a_secret_that_is_not_the_password_is_found(
             initialise(client, Names(), tmp_path)
 
 
-def test_a_secret_that_an_editor_ended_with_a_newline_is_found(
+def test_a_secret_with_a_trailing_newline_is_found(
     server: RecordedParseable, tmp_path: Path
 ) -> None:
     with server.client() as client:
@@ -151,7 +151,7 @@ def test_a_secret_that_an_editor_ended_with_a_newline_is_found(
             initialise(client, Names(), tmp_path)
 
 
-def test_a_stream_of_another_kind_is_not_taken(server: RecordedParseable, tmp_path: Path) -> None:
+def test_a_stream_of_another_kind_is_refused(server: RecordedParseable, tmp_path: Path) -> None:
     server.streams["vllm_metrics"] = "otel-logs"
     with (
         server.client() as client,
@@ -160,7 +160,7 @@ def test_a_stream_of_another_kind_is_not_taken(server: RecordedParseable, tmp_pa
         initialise(client, Names(), tmp_path)
 
 
-def test_a_wrong_root_password_is_said_to_be_one(server: RecordedParseable, tmp_path: Path) -> None:
+def test_a_wrong_root_password_is_reported(server: RecordedParseable, tmp_path: Path) -> None:
     with (
         server.client(("root-of-tests", "wrong")) as client,
         pytest.raises(SourceError, match=r"403.*PARSEABLE_ROOT_PASSWORD"),
@@ -168,7 +168,7 @@ def test_a_wrong_root_password_is_said_to_be_one(server: RecordedParseable, tmp_
         initialise(client, Names(), tmp_path)
 
 
-def test_a_server_that_is_not_there_is_said_to_be() -> None:
+def test_a_missing_server_is_reported() -> None:
     def refuse(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("connection refused", request=request)
 
@@ -220,7 +220,7 @@ def test_alerts_are_not_posted_twice(server: RecordedParseable) -> None:
     assert sum(line.endswith("there already") for line in lines) == 3
 
 
-def test_a_changed_threshold_is_brought_up_to_date_and_targets_stay(
+def test_a_changed_threshold_is_updated_and_targets_stay(
     server: RecordedParseable,
 ) -> None:
     with server.client() as client:
@@ -233,7 +233,7 @@ def test_a_changed_threshold_is_brought_up_to_date_and_targets_stay(
     assert len(server.alerts) == 3
 
 
-def test_alerts_that_were_posted_twice_are_told(server: RecordedParseable) -> None:
+def test_duplicate_alerts_are_reported(server: RecordedParseable) -> None:
     body = alert_body(RULES[3], "vllm_metrics")
     with server.client() as client:
         for _ in range(2):
@@ -271,7 +271,7 @@ def test_the_dashboard_is_posted_once(server: RecordedParseable) -> None:
     assert len(server.dashboards) == 1
 
 
-def test_a_changed_panel_is_brought_up_to_date(server: RecordedParseable) -> None:
+def test_a_changed_panel_is_updated(server: RecordedParseable) -> None:
     with server.client() as client:
         provision_dashboard(Management(client), PANELS, "vllm_metrics")
         line = provision_dashboard(Management(client), PANELS[:1], "vllm_metrics")

@@ -1,6 +1,6 @@
 """What a second `stack init` may do to the rights, passwords and data of a running stack: nothing.
 
-Rights are only added; what takes one away is asked for by name; a new password is told to whom it
+Rights are only added; what takes one away is asked for by name; a new password names whom it
 concerns, and writing is watched until it goes on.
 """
 
@@ -71,7 +71,7 @@ def test_a_role_that_has_its_rights_is_not_written(
     assert server.writes == []
 
 
-def test_a_right_is_taken_away_by_name(server: RecordedParseable, tmp_path: Path) -> None:
+def test_a_right_is_revoked_by_name(server: RecordedParseable, tmp_path: Path) -> None:
     with server.client() as client:
         initialise(client, OTHER, tmp_path)
         done = initialise(client, RUNNING, tmp_path, revoke=["other"])
@@ -89,7 +89,7 @@ def test_a_right_is_taken_away_by_name(server: RecordedParseable, tmp_path: Path
         pytest.param("vllm_metrics", "cannot be both set up and revoked", id="the one set up"),
     ],
 )
-def test_what_cannot_be_taken_away_stops_init_before_it_changes_anything(
+def test_an_impossible_revocation_stops_init_before_it_changes_anything(
     server: RecordedParseable, tmp_path: Path, stream: str, says: str
 ) -> None:
     with server.client() as client:
@@ -115,20 +115,20 @@ def test_rights_that_cannot_be_read_are_not_overwritten(tmp_path: Path, odd: obj
 
 
 @pytest.mark.parametrize(
-    "told",
+    "changed",
     [
         pytest.param(lambda rights: rights, id="as a list"),
         pytest.param(lambda rights: {"privileges": rights}, id="in an object under another name"),
     ],
 )
 def test_rights_are_read_in_every_form_that_versions_tell_them(
-    tmp_path: Path, told: Callable[[object], object]
+    tmp_path: Path, changed: Callable[[object], object]
 ) -> None:
     class Other(RecordedParseable):
         def __call__(self, request: httpx.Request) -> httpx.Response:
             answer = super().__call__(request)
             if request.method == "GET" and "/role/" in request.url.path:
-                return httpx.Response(200, json=told(answer.json()["actions"]))
+                return httpx.Response(200, json=changed(answer.json()["actions"]))
             return answer
 
     other = Other()
@@ -144,7 +144,7 @@ def test_metrics_and_spans_are_two_streams() -> None:
 
 
 @pytest.mark.parametrize("content", [b"<html>", b"[1]", b"5", b"[" * 100_000, b'{"a": 1}', b""])
-def test_a_server_that_is_no_parseable_is_said_to_be_none(tmp_path: Path, content: bytes) -> None:
+def test_a_server_that_is_not_parseable_is_reported(tmp_path: Path, content: bytes) -> None:
     transport = httpx.MockTransport(lambda request: httpx.Response(200, content=content))
     with (
         httpx.Client(base_url="http://x.test", transport=transport) as client,
@@ -194,7 +194,7 @@ def arrivals(times: list[str | None]) -> Callable[[httpx.Request], httpx.Respons
         ),
     ],
 )
-def test_writing_is_watched_after_a_new_password(
+def test_writing_is_checked_after_a_new_password(
     before: str | None, times: list[str | None], says: str
 ) -> None:
     transport = httpx.MockTransport(arrivals(times))
@@ -221,7 +221,7 @@ def test_writing_that_stopped_with_a_new_password_is_an_error() -> None:
         pytest.param(httpx.Response(200, text="<html>"), id="no JSON"),
     ],
 )
-def test_a_stream_into_which_nothing_came_has_no_newest_arrival(answer: httpx.Response) -> None:
+def test_an_empty_stream_has_no_newest_arrival(answer: httpx.Response) -> None:
     transport = httpx.MockTransport(lambda request: answer)
     with httpx.Client(base_url="http://x.test", transport=transport) as client:
         assert newest_arrival(client, "s") is None

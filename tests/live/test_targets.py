@@ -16,7 +16,7 @@ COMMAND = [sys.executable, "-m", "vllm_capacity"]
 
 
 class Metrics(BaseHTTPRequestHandler):
-    """A counter that grows by one a request."""
+    """A counter that grows by one per request."""
 
     asked = 0
 
@@ -132,7 +132,7 @@ def test_another_file_is_refused_with_the_reason(tmp_path: Path, text: str, comp
         listed_targets(tmp_path / "t.yml")
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no file"):
         listed_targets(tmp_path / "t.yml")
 

@@ -50,9 +50,9 @@ def server(request) -> Iterator[str]:
     ],
     indirect=["server"],
 )
-def test_a_pull_from_what_is_no_store(tmp_path, server, path, stream, error, says):
+def test_a_pull_from_something_that_is_no_store(tmp_path, server, path, stream, error, says):
     order = PullOrder(server + path, stream, TimeRange(NOW - timedelta(hours=1), NOW))
-    with pytest.raises(CapacityError, match=says) as told:
+    with pytest.raises(CapacityError, match=says) as result:
         pull_window(order, tmp_path / "w", environment=LOGIN, now=NOW)
-    assert type(told.value) is error
+    assert type(result.value) is error
     assert not (tmp_path / "w").exists()

@@ -1,4 +1,4 @@
-"""`watch`: the last scrapes, who does not answer and why, the order; a running scrape is asked."""
+"""`watch`: the last scrapes, who does not answer and why, the order; a running scrape is read."""
 
 import json
 import re
@@ -74,7 +74,7 @@ def test_the_last_scrapes_are_an_analysis():
     assert row.usd_per_million_output_tokens.mid == pytest.approx(1e6 * 3.6 / 3600 / 10)
 
 
-def test_old_scrapes_go():
+def test_old_scrapes_are_dropped():
     recent = Recent(10, 1)
     scraped(recent, "a:1", 60)
     with recent.analysis(Assumptions()) as analysis:
@@ -100,7 +100,7 @@ def test_scrapes_are_kept_only_where_they_are_to_be(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "reported"),
     [
         pytest.param(
             "ConnectError: [Errno 111] Connection refused", "connection refused;", id="port"
@@ -116,8 +116,8 @@ def test_scrapes_are_kept_only_where_they_are_to_be(tmp_path):
         pytest.param("HTTP 503", "HTTP 503", id="another error, as it is"),
     ],
 )
-def test_a_cause_in_plain_words(error, told):
-    assert cause(error).startswith(told)
+def test_a_cause_in_plain_words(error, reported):
+    assert cause(error).startswith(reported)
 
 
 class Other(BaseHTTPRequestHandler):
@@ -135,8 +135,8 @@ class Other(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_run_tells_at_once_who_never_answered(tmp_path):
-    told = []
+def test_a_run_reports_silent_targets_at_once(tmp_path):
+    reported = []
     with serving(ThreadingHTTPServer(("127.0.0.1", 0), Other)) as url, httpx.Client() as session:
         done = run(
             targets((url, f"{url.replace('127.0.0.1', 'localhost')}/other", REFUSED)),
@@ -145,12 +145,12 @@ def test_a_run_tells_at_once_who_never_answered(tmp_path):
             every_seconds=0.2,
             for_seconds=0.5,
             stop=Event(),
-            tell=told.append,
+            tell=reported.append,
         )
     assert sorted(map(cause, done.silent.values())) == sorted(
         [cause("Connection refused"), cause("HTTP 404"), NO_SERIES]
     )
-    assert len(told[-1].silent) == 3
+    assert len(reported[-1].silent) == 3
 
 
 def test_watching_nobody_ends_with_the_cause():
@@ -158,7 +158,7 @@ def test_watching_nobody_ends_with_the_cause():
         CliRunner().invoke(cli, ["watch", REFUSED, "--once"], catch_exceptions=False)
 
 
-def test_another_server_is_told_of():
+def test_another_server_is_noted():
     recent = Recent(10, 2)
     recent.append((Scrape(T0, "b:1", 200, "up 1\n"), ""), (Scrape(T0, "a:1", 0, ""), "HTTP 404"))
     assert recent.is_hopeless
@@ -203,7 +203,7 @@ def test_the_screen(replicas):
     assert lines[-2] == "gone:8000: HTTP 404"
 
 
-def test_an_order_that_there_is_not(replicas):
+def test_an_unknown_sort_order(replicas):
     with pytest.raises(InputError, match="try worst, name"):
         engines_now(replicas, order="color")
 
@@ -217,7 +217,7 @@ def test_json_has_the_rows(replicas):
 # --- a running scrape ---------------------------------------------------------------------------
 
 
-def test_a_running_scrape_can_be_asked(tmp_path):
+def test_a_running_scrape_can_be_read(tmp_path):
     scraped(Recent(60, 1, Journal(tmp_path / "monday.journal")), "a:1", 20)
     for name in ("monday", "monday.journal"):
         found = vc.open(tmp_path / name)
@@ -225,7 +225,7 @@ def test_a_running_scrape_can_be_asked(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["monday.journal"]
 
 
-def test_a_finished_window_is_opened_as_ever(tmp_path):
+def test_a_finished_window_opens_as_usual(tmp_path):
     scraped(Recent(60, 1, Journal(tmp_path / "left.journal")), "a:1", 20)
     assert open_recorded("vllm-sweep").name == "vllm-sweep"
     with pytest.raises(WindowError):
@@ -265,7 +265,7 @@ def test_a_running_scrape_can_be_watched(tmp_path):
         pytest.param(httpx.Response(401), "refused the credentials", id="credentials are wanted"),
     ],
 )
-def test_a_prometheus_that_tells_nothing_says_why(answer, says):
+def test_an_empty_prometheus_gives_a_reason(answer, says):
     transport = httpx.MockTransport(lambda request: answer)
     with httpx.Client(base_url="http://prometheus", transport=transport) as client:
         looked_at = FromPrometheus(Prometheus(client, pause=lambda seconds: None), 60)
@@ -306,7 +306,7 @@ def test_labels_are_of_targets_that_are_scraped(tmp_path):
         CliRunner().invoke(cli, words, catch_exceptions=False)
 
 
-def test_nothing_to_watch_is_said():
+def test_nothing_to_watch_is_reported():
     with pytest.raises(InputError, match="Give something to watch"):
         CliRunner().invoke(cli, ["watch", "--once"], catch_exceptions=False)
 
@@ -320,7 +320,7 @@ def test_nothing_to_watch_is_said():
         pytest.param(["--sort", "fame"], "fame", id="an order that there is not"),
     ],
 )
-def test_what_cannot_be_watched_is_said(words, says):
+def test_what_cannot_be_watched_is_reported(words, says):
     done = CliRunner().invoke(cli, ["watch", "gpu-1:8000", *words])
     assert says in str(done.exception) + done.output
 
@@ -366,6 +366,6 @@ class Counting(BaseHTTPRequestHandler):
 
 
 @pytest.mark.parametrize("listen", ["9900", "127.0.0.1:x", "127.0.0.1:99999"])
-def test_where_nobody_can_listen_is_said(listen):
+def test_an_unusable_listen_address_is_reported(listen):
     done = CliRunner().invoke(cli, ["watch", REFUSED, "--listen", listen])
     assert "give HOST:PORT" in str(done.exception)

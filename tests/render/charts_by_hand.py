@@ -1,4 +1,4 @@
-"""Every chart, drawn of an analysis and a plan made up; and of some in which nothing is known."""
+"""Every chart of a handmade analysis and plan, and of some in which nothing is known."""
 
 from __future__ import annotations
 

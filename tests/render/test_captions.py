@@ -99,7 +99,7 @@ def latencies():
             yield f"{name}: {captions.latency_found(quantiles, attainment, write=seconds)}"
 
 
-def test_captions_read_as_they_did():
+def test_captions_match_their_snapshots():
     shown = []
     for caption, cases in CASES.items():
         lines = [f"{name}: {caption(answer(**changes))}" for name, changes in cases.items()]

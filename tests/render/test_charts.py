@@ -1,4 +1,4 @@
-"""The rules that every chart keeps; and what those over time and of money show."""
+"""The rules that every chart keeps; and what charts over time and of cost show."""
 
 import inspect
 import json
@@ -111,7 +111,7 @@ def test_chart_links_to_a_definition(name):
 
 
 @each_chart
-def test_still_is_drawn(name):
+def test_static_image_is_drawn(name):
     still = page_chart(spec_of(name), number=1).still
     assert ("<svg" in still, "NaN" in still) == (True, False)
 
@@ -145,7 +145,7 @@ def test_method_draws_the_chart_and_keeps_its_docstring_and_its_keywords():
     assert list(inspect.signature(method).parameters) == ["axis"]
 
 
-def test_chart_that_there_is_not_is_told_from_those_there_are():
+def test_an_unknown_chart_lists_the_existing_ones():
     with pytest.raises(AttributeError, match=r"No chart 'saturated'; there are .*saturation"):
         _ = charts.Charts(FULL).saturated
 
@@ -210,18 +210,20 @@ def test_gap_is_shaded_where_nothing_was_scraped(draw, name, span):
 
 
 @pytest.mark.parametrize(
-    ("restart", "drawn", "is_told"),
+    ("restart", "drawn", "is_reported"),
     [
         pytest.param((-1, -1), 100, True, id="a counter carries on over a gap"),
         pytest.param(GAP_AT, 96, False, id="what was counted before a restart is lost, not zero"),
     ],
 )
 @pytest.mark.parametrize("draw", [charts.throughput, charts.request_rate, charts.tokens])
-def test_rate_over_a_gap_is_its_mean_but_where_a_restart_hides_it(draw, restart, drawn, is_told):
+def test_rate_over_a_gap_is_its_mean_but_where_a_restart_hides_it(
+    draw, restart, drawn, is_reported
+):
     spec = draw(analysis(series=steps_with(restart=restart))).to_dict()
     table = notes_of(spec)["table"]["rows"]
     result = caption(spec).endswith("; where nothing was scraped, its mean over the gap")
-    assert (sum(row[1] != "–" for row in table), result) == (drawn, is_told)
+    assert (sum(row[1] != "–" for row in table), result) == (drawn, is_reported)
 
 
 @each_chart
@@ -235,7 +237,7 @@ def test_no_name_of_a_line_lies_over_the_lines(name):
 
 
 @pytest.mark.parametrize("most", [None, 0.0018, 0.5])
-def test_cache_all_but_empty_is_told_not_drawn(most):
+def test_an_almost_empty_cache_is_a_sentence_not_a_chart(most):
     of = answer(kv_cache_ratio__mean=0.001, kv_cache_ratio__max=most)
     empty = notes_of(charts.kv_cache(analysis(answer=of)).to_dict()).get("empty")
     assert (empty is not None) == (most == 0.0018)

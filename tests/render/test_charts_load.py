@@ -78,8 +78,8 @@ def test_steps_left_out_are_counted_once(engine):
 def test_one_of_several_engines_is_named_and_drawn_alone(draw, axis):
     spec = spec_of(draw, axis, load_curve=fitted(engines=2, points=STEPS.tail(60)))
     own = STEPS.tail(60).filter(~pl.col("is_gap") & ~pl.col("is_restart"))
-    is_told = caption(spec).startswith("Only engine r1/0 is drawn: of 2, it is the nearest to")
-    assert (is_told, len(notes_of(spec)["table"]["rows"])) == (True, own.height)
+    is_reported = caption(spec).startswith("Only engine r1/0 is drawn: of 2, it is the nearest to")
+    assert (is_reported, len(notes_of(spec)["table"]["rows"])) == (True, own.height)
 
 
 @each_chart
@@ -90,7 +90,7 @@ def test_window_without_an_engine_says_so(draw, axis):
 
 
 @each_chart
-def test_axis_that_there_is_not_is_told_from_those_there_are(draw):
+def test_an_unknown_axis_lists_the_existing_ones(draw):
     with pytest.raises(InputError, match="'load' of load; give 'concurrency' or 'kv-usage'"):
         spec_of(draw, "load")
 
@@ -108,7 +108,7 @@ def test_unknown_capacity_draws_no_band():
     assert set(marks(spec_of(charts.saturation, load_curve=engine))) == {"point"}
 
 
-def test_engine_is_told_what_it_alone_serves_within_the_targets(replicas):
+def test_engine_has_its_own_throughput_within_the_targets(replicas):
     of = replicas.load_curve.of(replicas.answer, Slo(2.0, 0.1))
     named = [each for each in of.slo.throughput.basis if "met with" in each]
     assert len(named) == 1  # a sum over engines would name each one's load
@@ -163,7 +163,7 @@ def test_figure_is_drawn_against_the_load_that_was_asked_for(draw, axis):
 
 @each_chart
 @each_axis
-def test_load_that_no_step_tells_is_said_to_be_the_reason(draw, axis):
+def test_a_load_without_steps_is_given_as_the_reason(draw, axis):
     blind = STEPS.with_columns(
         pl.lit(None, dtype=pl.Float64).alias(name)
         for name in ("running_mean", "kv_cache_ratio_mean")
@@ -186,7 +186,7 @@ def test_load_that_no_step_tells_is_said_to_be_the_reason(draw, axis):
     ],
 )
 @each_axis
-def test_points_that_would_all_lie_on_the_axis_are_a_sentence(axis, total, caption):
+def test_points_all_on_the_axis_are_replaced_by_a_sentence(axis, total, caption):
     still = STEPS.with_columns(preemptions_per_minute=pl.lit(0.0))
     engine = fitted(points=still, preemptions=total)
     spec = spec_of(charts.preemptions_by_load, axis, load_curve=engine)
@@ -211,7 +211,7 @@ def test_curve_lies_in_its_band(replicas):
     assert curve.filter(~pl.col("mid").is_between("low", "high")).is_empty()
 
 
-def test_engine_nearest_to_its_limit_is_the_one_its_cache_holds_back(replicas):
+def test_engine_nearest_to_its_limit_is_the_kv_bound_one(replicas):
     curve = replicas.load_curve
     assert (curve.engine, curve.engines, curve.points.height <= 150) == ("r1/0", 2, True)
 
@@ -229,7 +229,7 @@ def test_curve_ends_where_it_reaches_a_capacity_that_was_seen(sweep):
     assert (max(before) <= capacity < last, last < 1.02 * capacity) == (True, True)
 
 
-def test_loads_that_let_no_capacity_be_told_have_no_curve(sweep):
+def test_loads_that_show_no_capacity_have_no_curve(sweep):
     start, end = (parse_instant(f"2026-11-24T04:0{minute}:00Z") for minute in (0, 3))
     few = Analysis(sweep, TimeRange(start, end))
     drawn = marks(charts.saturation(few).to_dict())
@@ -238,15 +238,15 @@ def test_loads_that_let_no_capacity_be_told_have_no_curve(sweep):
 
 
 @pytest.mark.parametrize(
-    ("kind", "is_told"),
+    ("kind", "is_reported"),
     [
         pytest.param("measured", True, id="measured"),
         pytest.param("extrapolated", False, id="extrapolated"),
     ],
 )
-def test_capacity_that_was_seen_is_said_to_be_a_mean(kind, is_told):
+def test_a_measured_capacity_is_labelled_a_mean(kind, is_reported):
     found = caption(spec_of(charts.saturation, load_curve=fitted(kind=kind)))
-    assert ("it is a mean, so that steps lie above and below it" in found) == is_told
+    assert ("it is a mean, so that steps lie above and below it" in found) == is_reported
 
 
 def within(ttft_p95_seconds=None, itl_p95_seconds=None):
@@ -267,7 +267,7 @@ def test_target_has_the_color_of_limits():
         pytest.param([1.0, 1.0, 10.0], [2.5, 1.5, 9.0], ("right", "bottom"), id="points at left"),
     ],
 )
-def test_name_of_a_target_stands_where_fewest_points_lie(loads, waits, place):
+def test_target_label_is_where_the_fewest_points_are(loads, waits, place):
     rows = STEPS.head(len(loads)).with_columns(
         running_mean=pl.Series(loads),
         ttft_p95_seconds=pl.Series(waits),
@@ -286,7 +286,7 @@ def test_name_of_a_target_stands_where_fewest_points_lie(loads, waits, place):
         pytest.param(0.05, "top", id="the axis goes on below"),
     ],
 )
-def test_name_of_a_target_never_stands_over_the_labels_of_the_axis(itl_seconds, baseline):
+def test_target_label_never_covers_the_axis_labels(itl_seconds, baseline):
     rows = STEPS.head(1).with_columns(
         ttft_p95_seconds=pl.lit(0.12), itl_p95_seconds=pl.lit(itl_seconds)
     )
@@ -317,7 +317,7 @@ def test_throughput_within_the_targets_that_is_not_known_says_why():
     assert caption(spec_of(charts.latency_by_load)) == f"{why}{FIVE_LEFT_OUT}"
 
 
-def test_throughput_within_the_targets_is_told(sweep):
+def test_throughput_within_the_targets_is_stated(sweep):
     of = Analysis.of(sweep, assumptions=within(2.0))
     found = caption(charts.latency_by_load(of).to_dict())
     assert re.match("It can serve 2.* output tokens/s within the latency targets$", found)

@@ -1,4 +1,4 @@
-"""The plan's charts hide neither a doubt nor a rejected row."""
+"""The plan's charts hide neither uncertainty nor rejected rows."""
 
 import json
 from dataclasses import replace
@@ -85,7 +85,7 @@ def test_bar_has_its_interval_and_the_provenance_of_its_price():
     assert '"price_row"' in json.dumps([each["encoding"].get("tooltip") for each in spec["layer"]])
 
 
-def test_caption_tells_whose_intervals_overlap():
+def test_caption_names_gpus_with_overlapping_intervals():
     assert caption(spec_of("tokens_per_dollar")) == (
         "H100-80GB-SXM: 800,000 (between 600,000 and 900,000) output tokens per dollar; "
         "the intervals of 1 of 2 others overlap it; 2 GPUs rejected, with the reason"
@@ -108,7 +108,7 @@ def test_plan_without_rows_has_the_plan_s_reason(draw):
     assert notes_of(draw(NO_PLAN).to_dict())["empty"] == "Not known: the reason."
 
 
-def test_a_gpu_says_how_near_it_is_to_what_was_measured():
+def test_a_gpu_states_its_distance_from_measured_cases():
     near = replace(OPTIONS[0], label="near")
     spec = charts.tokens_per_dollar([near, *OPTIONS[1:]]).to_dict()
     assert text_of(spec)[0]["lines"] == "H100-80GB-SXM, near: 0.800 (between 0.600 and 0.900)"
@@ -138,7 +138,7 @@ def test_unknown_case_is_a_line_with_its_reason():
     assert caption(spec) == "3 in the case “now”; 5 (between 4 and 6) in the case “demand doubles”"
 
 
-def test_cases_that_all_need_the_same_say_so():
+def test_cases_with_the_same_need_say_so():
     cases = {"now": estimate(3.0), "prompts double": estimate(3.0)}
     spec = charts.replicas_by_case(replace(PLAN, sensitivity=cases)).to_dict()
     assert caption(spec) == "3 in the case “now”; no case needs more"
@@ -160,9 +160,9 @@ def test_caption_of_a_forecast_is_its_busiest_hour():
 
 
 def test_history_without_a_forecast_is_drawn_and_says_why():
-    refused = replace(AHEAD, forecast=None, reason="the rows span 20 h")
+    refused = replace(AHEAD, forecast=None, reason="the data span 20 h")
     spec = charts.demand_forecast(analysis(hours=HOURS, demand_ahead=refused)).to_dict()
-    assert caption(spec) == "No forecast: the rows span 20 h"
+    assert caption(spec) == "No forecast: the data span 20 h"
     assert "area" not in marks(spec)
 
 
@@ -174,7 +174,7 @@ def test_history_without_a_forecast_is_drawn_and_says_why():
         pytest.param(24, None, id="a day"),
     ],
 )
-def test_a_day_of_hours_is_the_least(hours, empty):
+def test_a_day_of_hours_is_the_minimum(hours, empty):
     of = analysis(hours=HOURS.head(hours), demand_ahead=AHEAD)
     drawn = [charts.demand_forecast(of), charts.idle_by_hour(of)]
     assert {notes_of(each.to_dict()).get("empty") for each in drawn} == {empty}
@@ -188,11 +188,11 @@ def test_hour_that_was_never_observed_is_an_outline_not_a_zero():
     assert "100 of 168 hours of the week were observed" in caption(spec)
 
 
-def test_hours_that_idle_as_dearly_are_counted():
+def test_hours_with_equal_idle_cost_are_counted():
     assert "$2.00 in that hour, and as much in 4 others" in caption(spec_of("idle_by_hour"))
 
 
-def test_hour_of_the_week_is_in_the_zone_asked_for():
+def test_hour_of_the_week_is_in_the_given_time_zone():
     spec = charts.idle_by_hour(FULL, time_zone="Europe/Berlin").to_dict()
     assert "hour of the day (Europe/Berlin)" in json.dumps(spec)
     assert caption(spec).startswith("Most on Tue from 01:00")

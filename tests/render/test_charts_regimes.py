@@ -102,10 +102,10 @@ def test_table_has_the_longest_stretches_and_says_how_many_are_left_out():
     )
 
 
-def test_sentences_are_made_of_stretches_that_the_table_shows_alone():
+def test_sentences_are_made_only_for_stretches_the_table_shows():
     made = []
 
-    def told(number):
+    def sentence(number):
         def evidence():
             made.append(number)
             return "why"
@@ -115,7 +115,7 @@ def test_sentences_are_made_of_stretches_that_the_table_shows_alone():
     step = (END - START) / FLIPS
     ends = [(START + step * i, START + step * (i + 1)) for i in range(FLIPS)]
     stretches = tuple(
-        Stretch(start, end, "gpu-0:8000/0", ("idle", "client-bound")[i % 2], told(i))
+        Stretch(start, end, "gpu-0:8000/0", ("idle", "client-bound")[i % 2], sentence(i))
         for i, (start, end) in enumerate(ends)
     )
     found = answer(saturation__regimes=stretches)

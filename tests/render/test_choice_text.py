@@ -52,7 +52,7 @@ def test_when_the_order_of_two_gpus_flips(best, says):
     assert sentence.replace(SPACE, " ").endswith(says)
 
 
-def test_a_plan_says_what_its_comparison_rests_on():
+def test_a_plan_states_the_basis_of_its_comparison():
     options = (other(estimate(2.63), 1.55, 1.89, 2.31), HERE)
     calculated = replace(
         PLAN,
@@ -83,7 +83,7 @@ CALCULATED = ByArithmetic(
 )
 
 
-def test_what_arithmetic_says_beside_the_bound():
+def test_the_calculated_capacity_beside_the_bound():
     found = answer(by_arithmetic=CALCULATED)
     text = by_arithmetic(found).replace(SPACE, " ")
     assert text == (
@@ -96,7 +96,7 @@ def test_what_arithmetic_says_beside_the_bound():
     assert by_arithmetic(found) in verdict(found)
 
 
-def test_what_arithmetic_says_within_the_targets():
+def test_the_calculated_capacity_within_the_targets():
     found = replace(
         CALCULATED, slo_throughput_output_tokens_per_second=estimate(1900.0, 1500.0, 2600.0)
     )
@@ -107,7 +107,7 @@ def test_what_arithmetic_says_within_the_targets():
     )
 
 
-def test_how_many_replicas_can_go_by_arithmetic():
+def test_removable_replicas_by_arithmetic():
     fleet = answer(by_arithmetic=CALCULATED, window__engines=8)
     assert by_arithmetic(fleet).endswith(
         " At that capacity, 2 to 4 replicas can be removed, which saves $40.00 to $80.00 per day."
@@ -124,5 +124,5 @@ def test_how_many_replicas_can_go_by_arithmetic():
     assert text.endswith(" At that capacity, at least 2 replicas can be removed.")
 
 
-def test_arithmetic_that_is_silent_says_nothing():
+def test_a_calculation_without_a_result_is_not_shown():
     assert by_arithmetic(ANSWER) == ""

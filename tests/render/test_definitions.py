@@ -146,7 +146,7 @@ def test_place_is_where_the_function_stands(examples):
         assert line.startswith(f"def {place.name}(")
 
 
-def test_explanation_has_all_that_is_asked_for(analysed):
+def test_explanation_has_every_requested_part(analysed):
     found = explanation(analysed(), "saturation.headroom_ratio")
     assert found.value
     assert [place.name for place in found.definition.made_by] == ["headroom", "utilization"]
@@ -183,7 +183,7 @@ def test_unknown_figure_is_named_with_the_nearest(path, hint):
         definition_of(path)
 
 
-def test_part_that_a_figure_does_not_have_is_told(analysed):
+def test_a_missing_part_of_a_figure_is_reported(analysed):
     with pytest.raises(InputError, match=r"no figure 'latency\.ttft\.p96'"):
         explanation(analysed(), "latency.ttft.p96")
 

@@ -261,7 +261,7 @@ def test_ends(found, ends):
 # --- LiteLLM ------------------------------------------------------------------------------------
 
 
-def test_litellm_prices_come_to_the_bill(replicas):
+def test_litellm_prices_add_up_to_the_bill(replicas):
     (price,) = json.loads(export(replicas, "litellm")).values()
     tokens = replicas.answer.tokens
     spent = (
@@ -271,7 +271,7 @@ def test_litellm_prices_come_to_the_bill(replicas):
     assert spent == pytest.approx(replicas.answer.cost.total.mid, rel=1e-3)
 
 
-def test_litellm_reckons_as_we_do(replicas):
+def test_litellm_computes_the_same_cost(replicas):
     os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # its own list, not the network's
     litellm = pytest.importorskip("litellm", reason="no litellm here: pip install litellm")
     litellm.register_model(json.loads(export(replicas, "litellm")))

@@ -1,4 +1,4 @@
-"""The first screen of a fleet: what all cost, then a row per engine."""
+"""The first screen of a fleet: the whole bill, then a row per engine."""
 
 import re
 
@@ -58,7 +58,7 @@ def test_headroom_within_the_targets_is_what_their_throughput_leaves():
     assert tiles["slo_headroom_ratio"].mid == pytest.approx(1 - 200 / 220)
 
 
-def test_reason_is_told_once():
+def test_a_reason_is_given_once():
     bound = estimate(0.5).divided_by(REACHED)
     found = of_a_fleet(
         cost__utilization=bound,
@@ -67,8 +67,8 @@ def test_reason_is_told_once():
         cost__tokens_per_usd=Estimate.unknown("no first token"),
     )
     tiles = {tile.figure: tile for tile in header.tiles_of(found)}
-    told = [tiles[name].basis for name in ("utilization", "headroom_ratio")]
-    assert [text.endswith("no more is known, for the reason given above") for text in told] == [
+    result = [tiles[name].basis for name in ("utilization", "headroom_ratio")]
+    assert [text.endswith("no more is known, for the reason given above") for text in result] == [
         True,
         True,
     ]
@@ -155,7 +155,7 @@ def test_one_engine_needs_no_table():
     assert engine_table(Analysis.of(open_window(shipped("data/examples/vllm-sweep")))) is None
 
 
-def test_bill_hangs_on_rates_and_hours_so_that_a_longer_window_is_not_called_dearer(replicas):
+def test_bills_are_compared_only_at_equal_rates_and_hours(replicas):
     line = header.title_line(replicas).content
     found = [tuple(each) for each in line["terms"]["bill"]]
     assert found == [(1.0, 2.0, 2.0, 2.0), (replicas.answer.window.hours,)]

@@ -241,7 +241,7 @@ def test_chart_crosses_with_its_words_and_its_data_once():
     ) == (2, True, "Did requests queue?", {"container"})
 
 
-def test_still_has_no_hover_layer_no_words_per_mark_and_ids_of_its_own():
+def test_static_image_has_no_hover_layer_no_text_per_mark_and_its_own_ids():
     spec = chart()
     soup = BeautifulSoup(page(code({CHART_MIME: spec}, {CHART_MIME: spec})), "html.parser")
     ids = [tag["id"] for tag in soup.select(".still [id]")]
@@ -299,7 +299,7 @@ def test_page_shows_the_first_rows_of_a_long_table_and_counts_the_others(rows, m
 
 
 @pytest.mark.parametrize(
-    ("left_out", "told", "message"),
+    ("left_out", "result", "message"),
     [
         pytest.param(0, "(200 rows)", [], id="all of them"),
         pytest.param(
@@ -310,12 +310,12 @@ def test_page_shows_the_first_rows_of_a_long_table_and_counts_the_others(rows, m
         ),
     ],
 )
-def test_table_behind_a_chart_says_how_many_rows_it_lacks(left_out, told, message):
+def test_table_behind_a_chart_says_how_many_rows_it_lacks(left_out, result, message):
     columns = [{"title": "n", "numeric": True}]
     behind = {"columns": columns, "rows": [["1"]] * 200, "left_out": left_out, "caption": ""}
     soup = BeautifulSoup(page(code({CHART_MIME: chart(table=behind)})), "html.parser")
     notes = [each.string for each in soup.select("p.small") if "left out" in (each.string or "")]
-    assert (told in soup.select_one(".fold summary").get_text(), notes) == (True, message)
+    assert (result in soup.select_one(".fold summary").get_text(), notes) == (True, message)
 
 
 @pytest.mark.parametrize(
@@ -340,17 +340,17 @@ def test_table_that_a_phone_lays_out_row_by_row_keeps_its_roles_and_heads(numeri
     )
 
 
-def test_reason_for_having_no_chart_is_told_once():
+def test_the_reason_for_no_chart_is_given_once():
     long = "capacity not reached on 9 of 9 engines: tokens came as fast at the heaviest load seen"
     again, brief = chart(empty=long), chart(empty="nobody asked")
     again["title"]["text"] = brief["title"]["text"] = "And then?"
     charts = [chart(empty=long), again, chart(empty="nobody asked"), brief]
     made = page(*(code({CHART_MIME: each}) for each in charts))
-    told = [
+    result = [
         each.get_text(strip=True) for each in BeautifulSoup(made, "html.parser").select(".nothing")
     ]
     same = "No chart, for the same reason as under “Did requests queue?”."
-    assert told == [long, same, "nobody asked", "nobody asked"]
+    assert result == [long, same, "nobody asked", "nobody asked"]
 
 
 def test_table_that_can_be_sorted_has_what_its_rows_are_sorted_by():
@@ -399,13 +399,13 @@ def test_json_cannot_end_its_script():
 
 
 @pytest.mark.parametrize(
-    ("rows", "told"),
+    ("rows", "result"),
     [
         pytest.param(21, ["The first 10 of 21 rows; the page has them all."], id="a long one"),
         pytest.param(20, [], id="a short one is printed whole"),
     ],
 )
-def test_table_that_is_printed_in_part_says_so(rows, told):
+def test_table_that_is_printed_in_part_says_so(rows, result):
     soup = BeautifulSoup(page(table(["n"], [["1"]] * rows)), "html.parser")
-    assert [each.string for each in soup.select("section .unprinted")] == told
-    assert len(soup.select(".capped")) == len(told)
+    assert [each.string for each in soup.select("section .unprinted")] == result
+    assert len(soup.select(".capped")) == len(result)

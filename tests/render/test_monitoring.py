@@ -70,13 +70,13 @@ def test_alerts_are_those_of_the_command_with_their_thresholds(rules):
     assert found["ttft-target"].endswith("ttft_seconds:p95 > 2")
 
 
-def test_without_a_capacity_nothing_is_said_of_room():
+def test_without_a_capacity_headroom_is_not_mentioned():
     text = rules_yaml(with_thresholds({"idle-cost": 20.0}, below={"headroom": 0.2}))
     assert "idle" not in text
     assert "headroom" not in text
 
 
-def test_without_a_price_nothing_is_said_of_money():
+def test_without_a_price_cost_is_not_mentioned():
     assert "usd" not in rules_yaml(RULES)
     assert "USD" not in dashboard_json()
 
@@ -134,7 +134,7 @@ def test_a_target_that_stays_silent_goes_on_firing(tmp_path, rules):
 
 
 def check(folder, rules, series, expected, *, every="1m"):
-    """Have Prometheus evaluate the rules on series of a value a minute.
+    """Have Prometheus evaluate the rules on series with one value per minute.
 
     Rules that look back a day take it long. It evaluates groups in any order, so alerts find what
     the other group recorded only if `every` is shorter than the five minutes that it looks back.
@@ -172,7 +172,7 @@ def test_a_token_costs_the_minutes_in_which_the_engine_was_there(tmp_path, rules
         pytest.param("5x1500", ["VllmCostWithoutTokens", "VllmIdleCost"], id="no tokens at all"),
     ],
 )
-def test_money_and_room_fire_where_they_are_sure(tmp_path, rules, tokens, fires):
+def test_cost_and_headroom_alerts_fire_only_if_certain(tmp_path, rules, tokens, fires):
     series = {RUNNING: "1x1500", RUNNING.replace('"a"', '"b"'): "1x1500", GENERATED: tokens}
     other = {GENERATED.replace('"a"', '"b"'): tokens}
     expr = 'count by (alertname) (ALERTS{alertstate="firing"}) > bool 0'
@@ -238,7 +238,7 @@ def test_idle_dollars_of_models_add_up(tmp_path):
     check(tmp_path, path, series, expected, every="4m")
 
 
-def test_a_window_tells_the_capacity_of_each_model(tmp_path):
+def test_a_window_gives_the_capacity_of_each_model(tmp_path):
     out = tmp_path / "rules.yml"
     words = ["rules", "--window", "fleet-two-models", "--usd-per-hour", "2", "--out", str(out)]
     done = CliRunner().invoke(cli, [*words, "--below", "headroom=0.2"], catch_exceptions=False)
@@ -251,7 +251,7 @@ def test_a_window_tells_the_capacity_of_each_model(tmp_path):
     assert "SUCCESS" in promtool("check", "rules", out)
 
 
-def test_a_capacity_told_twice_is_refused():
+def test_a_capacity_given_twice_is_refused():
     words = ["rules", "--capacity", "m=298", "--capacity", "m=300"]
     with pytest.raises(InputError, match="given twice for m"):
         CliRunner().invoke(cli, words, catch_exceptions=False)

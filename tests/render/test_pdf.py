@@ -1,4 +1,4 @@
-"""A page as a PDF: the browser that prints it, and what is said where it cannot."""
+"""A page as a PDF: the browser that prints it, and the error if it cannot."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Which report this one is compared with, and what a tile says of the change."""
+"""Which report this one is compared with, and the change shown on a tile."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -192,7 +192,7 @@ def changed(now, before):
         pytest.param("ttft_p95_seconds", 1.0, "a different target", id="a target"),
     ],
 )
-def test_what_hangs_on_a_term_is_compared_under_the_same_only(term, value, expected):
+def test_figures_depending_on_a_price_are_compared_only_under_the_same_price(term, value, expected):
     figures = [tile(1.0, hangs_on=term), tile(2.0, figure="utilization")]
     terms = {"rates": PRICE, "ttft_p95_seconds": 2.0}
     then = report(-1, tiles=[tile(9.0), tile(1.0, figure="utilization")], terms=terms)
@@ -237,6 +237,6 @@ def test_what_else_differed_is_said_once(line, expected):
     assert (since.page, since.window, since.differences) == ("then.html", window, expected)
 
 
-def test_first_report_says_nothing_of_a_change():
+def test_the_first_report_mentions_no_change():
     tiles = Tiles((tile(1.0),))
     assert with_changes(tiles, report().line, None) == tiles

@@ -291,7 +291,9 @@ def test_report_before_is_named_after_its_page_was_replaced(both_halves, second_
         pytest.param("x = 1", InputError, r"shows nothing", id="a notebook that shows nothing"),
     ],
 )
-def test_failed_run_is_told_and_writes_nothing(report, notebook, tmp_path, source, error, output):
+def test_a_failed_run_is_reported_and_writes_nothing(
+    report, notebook, tmp_path, source, error, output
+):
     with pytest.raises(error, match=output):
         report(notebook(source))
     assert written(tmp_path) == []
@@ -316,7 +318,7 @@ def test_wrong_parameter_stops_before_anything_runs(report, notebook, tmp_path):
     assert (report.steps, (tmp_path / "reports").exists()) == ([], False)
 
 
-def test_report_being_written_turns_another_away(report, notebook, tmp_path):
+def test_a_second_report_is_refused_while_one_is_written(report, notebook, tmp_path):
     with only_writer(tmp_path / "reports"), pytest.raises(SourceError, match="nothing was done"):
         report(notebook("1"))
 
@@ -329,7 +331,7 @@ def test_report_being_written_turns_another_away(report, notebook, tmp_path):
         pytest.param(None, "There is no notebook", id="no file"),
     ],
 )
-def test_what_is_no_notebook_is_told(report, tmp_path, content, output):
+def test_a_file_that_is_no_notebook_is_reported(report, tmp_path, content, output):
     path = tmp_path / "x.ipynb"
     if content is not None:
         path.write_text(content)

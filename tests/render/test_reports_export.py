@@ -120,7 +120,7 @@ def test_charges_of_all_nights_add_up_to_their_bills(reports, priced, version):
     assert charged == pytest.approx(bill(priced) * (2 + 2.0 / 1.64), abs=1e-9)
 
 
-def test_a_night_over_the_end_of_a_month_is_cut_by_its_hours(tmp_path, priced):
+def test_a_night_across_two_months_is_split_by_its_hours(tmp_path, priced):
     """A night from 21 h of the 30th on: an eighth of its dollars are November's."""
     start = datetime(2026, 11, 30, 21, tzinfo=UTC)
     found = rows(write(tmp_path / "r", on(priced, start)), "focus")
@@ -164,7 +164,7 @@ def test_another_server_at_the_same_time_counts(reports, priced):
         pytest.param("focus", "left out", id="a bill"),
     ],
 )
-def test_a_page_of_an_earlier_release_is_told(reports, priced, to, says):
+def test_a_page_of_an_earlier_release_is_reported(reports, priced, to, says):
     write(reports, replace(on(priced, FIRST - DAY), use=None))
     made, notes = exported(reports, to)
     (note,) = notes
@@ -176,7 +176,7 @@ def test_a_page_of_an_earlier_release_is_told(reports, priced, to, says):
         assert float(first["usd_per_request"]) == priced.by_figure["usd_per_request"].mid
 
 
-def test_what_is_no_report_is_told(reports):
+def test_a_file_that_is_no_report_is_reported(reports):
     (reports / "notes.html").write_text("<p>hello")
     assert exported(reports, "csv")[1] == (
         "notes.html is skipped: it is not a report, or was modified.",
@@ -197,7 +197,7 @@ def test_pages_without_figures_are_no_table(tmp_path, priced):
     assert "This report has no figures." in exported(folder, "markdown")[0]
 
 
-def test_the_newest_night_is_told_with_its_change(tmp_path, priced):
+def test_the_newest_night_is_shown_with_its_change(tmp_path, priced):
     before = on(report(window="vllm-restart"), FIRST)
     before = replace(before, line=replace(before.line, servers=priced.line.servers))
     now = on(priced, FIRST + DAY)
@@ -226,7 +226,7 @@ def test_prometheus_has_the_newest_of_each_series(reports, priced):
     assert [float(line.split()[-1]) for line in costs] == pytest.approx([bill(priced)] * 2)
 
 
-def test_litellm_prices_come_to_the_bill_of_the_newest(reports, priced):
+def test_litellm_prices_add_up_to_the_newest_bill(reports, priced):
     found = json.loads(exported(reports, "litellm")[0])
     price, usage = found["hosted_vllm/tiny-random-llama"], priced.use.as_paid.usage
     spent = (

@@ -1,4 +1,4 @@
-"""A report's money figures at another price, from its page alone."""
+"""A report's cost figures at another price, from its page alone."""
 
 import json
 import re
@@ -50,7 +50,7 @@ def page(tmp_path_factory) -> Path:
         pytest.param({"price": 2.5, "gpus_per_engine": 4.0}, id="other GPUs"),
     ],
 )
-def test_a_page_says_what_its_window_would_at_that_price(page, given):
+def test_a_repriced_page_agrees_with_its_window_at_that_price(page, given):
     found = vc.reprice(page, **given)
     window = vc.open(WINDOW)
     assert found.before.as_dict() == window.analyze(price=1.64).cost.as_dict()

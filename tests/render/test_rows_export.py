@@ -57,5 +57,5 @@ def test_a_part_is_the_part() -> None:
     assert _analysis_of(_parameters_of(part)).time_range == part.time_range
 
 
-def test_they_stand_beside_their_page() -> None:
+def test_they_are_written_beside_their_page() -> None:
     assert rows_of(Path("monday.v2.html")).name == "monday.v2.csv.zip"

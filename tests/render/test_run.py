@@ -73,7 +73,7 @@ def test_value_is_read_in_the_declared_type(name, given, value):
         pytest.param("price_rules", "/nowhere.csv", "/nowhere.csv", id="no mapping file"),
     ],
 )
-def test_wrong_parameter_is_told(name, given, output):
+def test_a_wrong_parameter_is_reported(name, given, output):
     with pytest.raises(InputError, match=re.escape(output)):
         checked_parameters(DECLARED, {name: given}, notebook="n.ipynb")
 
@@ -118,7 +118,7 @@ def test_latency_targets_are_one_parameter(given, slo):
         pytest.param({"itl_p95_seconds": "-1"}, "above 0 seconds", id="no time"),
     ],
 )
-def test_wrong_latency_target_is_told(given, output):
+def test_a_wrong_latency_target_is_reported(given, output):
     with pytest.raises(InputError, match=output):
         checked_parameters(SLO, given, notebook="n.ipynb")
 
@@ -136,7 +136,7 @@ def test_notebook_without_parameters_takes_none():
         pytest.param(["a=1", "a=2"], "given twice", id="twice"),
     ],
 )
-def test_wrong_pair_is_told(pairs, output):
+def test_a_wrong_pair_is_reported(pairs, output):
     with pytest.raises(InputError, match=output):
         given_parameters(pairs)
 
@@ -158,7 +158,7 @@ def test_parameters_are_those_the_notebook_declares(tmp_path: Path):
     )
 
 
-def test_notebook_without_a_kernel_is_told(tmp_path: Path):
+def test_a_notebook_without_a_kernel_is_reported(tmp_path: Path):
     cell = nbformat.v4.new_code_cell("n: int = 1", metadata={"tags": ["parameters"]})
     path = tmp_path / "n.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)

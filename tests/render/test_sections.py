@@ -1,4 +1,4 @@
-"""The tables and sentences of a window: what they hold, and where there is little to show, why."""
+"""The tables and sentences of a window: their contents, or why there is little to show."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -298,11 +298,11 @@ def per_target(*counts, effect="{}: scraped every 60 s, at most {}"):
         ),
     ],
 )
-def test_finding_that_targets_share_is_told_once(findings, effects):
+def test_a_finding_shared_by_targets_is_reported_once(findings, effects):
     assert [each.effect for each in quality.shared_once(findings, TARGETS)] == effects
 
 
-def test_interruptions_say_who_was_silent(restarts):
+def test_interruptions_name_the_silent_target(restarts):
     shown = quality.interruption_table(restarts)
     assert cells(shown, "what happened") == [
         "not scraped",
@@ -363,7 +363,7 @@ def test_lighter_half_is_beside_all_loads(swept):
 
 def test_bill_adds_up(two_replicas):
     shown = cost.bill_table(Analysis.of(two_replicas, assumptions=PRICED)).frame
-    parts = shown.filter(shown["group"] != "whole")
+    parts = shown.filter(shown["group"] != "total")
     whole = shown.row(-1, named=True)
     assert parts["allocation_usd"].sum() == pytest.approx(whole["allocation_usd"])
     assert parts["idle_usd"].sum() == pytest.approx(whole["idle_usd"])
@@ -372,7 +372,7 @@ def test_bill_adds_up(two_replicas):
 @pytest.mark.parametrize(
     ("by", "price", "note"),
     [
-        pytest.param("engine", 0.5, "The whole: idle cost $", id="intervals of the whole"),
+        pytest.param("engine", 0.5, "Total: idle cost $", id="intervals of the whole"),
         pytest.param(
             "engine",
             None,
@@ -389,7 +389,7 @@ def test_bill_adds_up(two_replicas):
         ),
     ],
 )
-def test_bill_says_what_its_cells_cannot(two_replicas, by, price, note):
+def test_bill_notes_give_what_cells_cannot(two_replicas, by, price, note):
     assumed = Assumptions(pricing(price))
     assert note in cost.bill_table(Analysis.of(two_replicas, assumptions=assumed), by).caption
 
@@ -409,7 +409,7 @@ def test_break_even_is_where_both_cost_the_same(swept):
     assert api / own == pytest.approx(ratio)
 
 
-def test_what_is_reproduced_of_a_claim_is_said_figure_by_figure(a100):
+def test_a_claim_is_checked_figure_by_figure(a100):
     shown = claims.claim_table(a100, CLAIM)
     assert dict(zip(cells(shown, "figure"), cells(shown, "agree"), strict=True)) == {
         "hours": "yes",
@@ -419,7 +419,7 @@ def test_what_is_reproduced_of_a_claim_is_said_figure_by_figure(a100):
     }
 
 
-def test_claim_whose_price_is_another_is_told(a100):
+def test_a_claim_at_another_price_is_reported(a100):
     tier = find_price(A100).tier
     assert f"is not the price of RunPod {tier}" in repr(claims.implied_price(a100, CLAIM))
 
@@ -468,12 +468,12 @@ def test_dollars_without_a_price_are_at_that_of_the_same_gpu(sweep):
     [
         pytest.param(
             {"wait_seconds": None, "is_within_limit": False},
-            "the queue would grow without end",
+            "the queue would grow without limit",
             id="full",
         ),
         pytest.param(
             {"wait_seconds": 7.0, "is_within_limit": False},
-            "would wait at most 7.00 s, not within the limit of 1.00 s",
+            "with a p95 wait of 7.00 s, above the limit of 1.00 s",
             id="too slow",
         ),
         pytest.param(
@@ -570,7 +570,7 @@ def test_verdict_of_a_plan_names_the_model_and_the_load_of_each_half(
     assert "gives the most tokens per dollar, with " in repr(shown)
 
 
-def test_sentence_escapes_what_telemetry_named():
+def test_a_sentence_escapes_names_from_telemetry():
     shown = text("a model <script>alert(1)</script> ran.")._repr_mimebundle_()
     assert "<p>A model &lt;script&gt;alert(1)&lt;/script&gt; ran.</p>" in shown["text/html"]
 

@@ -107,7 +107,7 @@ def test_head_is_wrapped_before_a_number():
     assert "$1,230,000" in table([column] * 4, [[1_230_000.0] * 4]).to_text(50)
 
 
-def test_environment_changes_nothing(monkeypatch):
+def test_environment_variables_change_nothing(monkeypatch):
     shown = SHOWN.to_text()
     for name, value in {"FORCE_COLOR": "1", "COLUMNS": "200", "TERM": "dumb"}.items():
         monkeypatch.setenv(name, value)
@@ -213,7 +213,7 @@ def test_cell_crosses_to_the_page_as_text():
     assert bundle["text/plain"] == repr(SHOWN) == SHOWN.to_text().rstrip("\n")
 
 
-def test_a_page_is_given_the_cells_and_nothing_that_it_does_not_show(monkeypatch):
+def test_a_page_gets_only_the_cells_it_shows(monkeypatch):
     monkeypatch.setenv(RENDERER_VARIABLE, "page")
     bundle = SHOWN._repr_mimebundle_()
     assert bundle[ELEMENT_MIME]["content"] == SHOWN.content
@@ -258,7 +258,7 @@ def test_figures_have_value_interval_and_basis():
         pytest.param(
             [("a", Estimate.unknown("no price")), ("b", Estimate.unknown("no price"))],
             ["no price", "for the same reason as “a”"],
-            id="a reason is told once",
+            id="a reason is given once",
         ),
         pytest.param(
             [("a", Estimate.at_least(1.0, "seen", reason="too light"))],
@@ -290,7 +290,7 @@ def test_data_of_figures_have_the_whole_basis():
     assert shown.frame["basis"].to_list() == ["x", "x; y"]
 
 
-def test_only_notes_are_told_once():
+def test_only_notes_are_deduplicated():
     columns = (Column("a", "a"), Column("why", "why", is_note=True))
     shown = reasons_once(table(columns, [["x", "because"], ["x", "because"]]))
     assert shown.texts == [["x", "because"], ["x", "for the same reason"]]

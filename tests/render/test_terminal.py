@@ -109,7 +109,7 @@ def test_only_a_simulated_window_says_that_it_is(examples, name):
     assert is_said == {name == "a100-gpt-oss-20b"}
 
 
-def test_environment_changes_nothing(sweep, monkeypatch):
+def test_environment_variables_change_nothing(sweep, monkeypatch):
     found = Analysis.of(sweep, assumptions=Assumptions(pricing(0.5), Slo(2.0)))
     plain = figures_text(found)
     for name, value in {"FORCE_COLOR": "1", "COLUMNS": "200", "TERM": "dumb"}.items():
@@ -117,7 +117,7 @@ def test_environment_changes_nothing(sweep, monkeypatch):
     assert figures_text(found) == plain
 
 
-def test_dollars_without_a_price_say_whose_price_they_are_at(sweep):
+def test_dollars_without_a_price_name_the_price_used(sweep):
     found = Analysis.of(sweep)
     request = PlanRequest(from_gpu="A100-80GB-PCIe", model="openai/gpt-oss-20b")
     text = plan_text(found, plan(found, request))

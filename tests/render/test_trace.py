@@ -53,7 +53,7 @@ def page(analysis):
 
 @pytest.fixture(scope="module")
 def rows_of(analysis, page):
-    """The frames behind a tile, by query name: asked of the window with what stands on the page."""
+    """The frames behind a tile, by query name: queried with the parameters shown on the page."""
 
     def rows(figure: str) -> dict[str, pl.DataFrame]:
         link = page.select_one(f'.tile[data-figure="{figure}"] a')["href"]
@@ -139,7 +139,7 @@ BY_HAND = {
     "usd_per_month": lambda rows: bill(rows) / billed_hours(rows) * 730.5,
 }
 FITTED = {"slo_headroom_ratio"}
-"""Tiles that take a fitted curve, which no few lines work out."""
+"""Tiles based on a fitted curve, which a few lines cannot compute."""
 
 
 @pytest.mark.parametrize("figure", BY_HAND)

@@ -98,7 +98,7 @@ def test_line_breaks_where_the_price_changed():
     assert [line.count(",") for line in trends(*reports)[0].lines] == [2, 2]
 
 
-def test_trend_says_the_first_and_the_last_value():
+def test_trend_has_the_first_and_the_last_value():
     found = trends(report(1, 4.0), report(2, 9.0), report(3, 2.0))[0]
     assert (found.first, found.last) == ("$4.0", "$2.0")
 

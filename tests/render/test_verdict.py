@@ -105,7 +105,7 @@ def written(**changes):
     return " ".join(prose.verdict(answer(**changes))).replace("\xa0", " ")
 
 
-def test_verdicts_read_as_they_did():
+def test_verdicts_match_their_snapshots():
     """The first case is whole; of each other stand the sentences that it does not have."""
     first = prose.verdict(ANSWER)
     shown = ["# every figure known, targets missed", *first]
@@ -152,7 +152,7 @@ def test_verdict_has_the_term_to_search_for(term):
         ),
     ],
 )
-def test_verdict_does_not_say(changes, unsaid):
+def test_verdict_does_not_contain(changes, unsaid):
     assert unsaid not in written(**changes)
 
 
@@ -183,7 +183,7 @@ def test_no_sentence_has_a_blank_whatever_is_unknown():
     assert found == []
 
 
-def test_of_a_fleet_the_bill_comes_first_and_the_engines_reasons_are_told_elsewhere():
+def test_a_fleets_verdict_begins_with_the_bill_and_omits_reasons_by_engine():
     why = "capacity not reached on 2 of 8 engines (a, b): tokens came as fast as ever"
     bound = Estimate.at_most(0.26, reason=why)
     first, used, *_ = prose.verdict(answer(window__engines=8, cost__utilization=bound))
@@ -206,6 +206,6 @@ def test_simulated_telemetry_comes_first():
         pytest.param(["warning", "error"], "poor", id="the worst finding decides"),
     ],
 )
-def test_quality_in_a_word(severities, word):
+def test_quality_summary(severities, word):
     quality = tuple(finding("gap", each) for each in severities)
     assert prose.quality_word(answer(quality=quality))[0] == word

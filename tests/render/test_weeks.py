@@ -42,13 +42,13 @@ def of_days(counts):
         pytest.param([0, 0], "No request came in 48 whole hours.", id="nothing was asked"),
     ],
 )
-def test_days_are_told_by_name(counts, said):
+def test_days_are_shown_by_name(counts, said):
     assert said in repr(days_text(of_days(counts)))
 
 
 def test_hours_of_the_text_are_those_of_the_time_zone():
-    told = repr(days_text(of_days([4, 8]), time_zone="Asia/Tokyo"))
-    assert "on Tue 6 Jan at 09:00 (Asia/Tokyo)" in told
+    result = repr(days_text(of_days([4, 8]), time_zone="Asia/Tokyo"))
+    assert "on Tue 6 Jan at 09:00 (Asia/Tokyo)" in result
 
 
 @pytest.mark.parametrize("of", ["requests", "utilization", "cost"])

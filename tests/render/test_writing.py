@@ -28,7 +28,7 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path):
     assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("page.html", "old")]
 
 
-def test_second_writer_is_turned_away_until_the_first_has_ended(tmp_path: Path):
+def test_a_second_writer_is_refused_until_the_first_has_finished(tmp_path: Path):
     refused = pytest.raises(SourceError, match="nothing was done")
     with only_writer(tmp_path), refused, only_writer(tmp_path):
         pass

@@ -84,7 +84,7 @@ def test_the_identities_of_the_recorded_server_hold_under_preemption():
     assert sum(stats.finished.values()) == stats.e2e.count == stats.request_n.count
 
 
-def test_a_cancelled_request_leaves_its_tokens_and_no_ending():
+def test_a_cancelled_request_counts_its_tokens_but_no_finish():
     cancelled = Request(0.0, 50, 100, cancel_after_seconds=1.0)
     engine = served(PLAIN, [cancelled, Request(0.0, 50, 10)])
     stats = engine.stats

@@ -68,7 +68,7 @@ def test_prefill_bound_queues_without_bound_below_its_slots_and_at_kv_under_ten_
     assert (running[75:] < running.max() - 1).mean() > 0.5
 
 
-def test_idle_moves_nothing_but_is_up():
+def test_an_idle_server_changes_only_up():
     rows = run_scenario(scenario("idle")).rows
     up = rows.series.filter(pl.col("metric") == "up")["series_id"]
     assert (
@@ -78,7 +78,7 @@ def test_idle_moves_nothing_but_is_up():
 
 
 @pytest.mark.parametrize("known", SCENARIOS, ids=lambda known: known.name)
-def test_a_scenario_says_what_was_assumed_and_ends_on_a_scrape(known):
+def test_a_scenario_states_its_assumptions_and_ends_on_a_scrape(known):
     assert known.assumptions
     assert known.scrape_times[-1] == known.seconds
 
@@ -148,7 +148,7 @@ def test_the_worked_example_is_small():
     assert sum(size for size in sizes) < 1_500_000
 
 
-def test_the_verb_writes_a_labelled_window_and_the_truth(tmp_path):
+def test_the_command_writes_a_labelled_window_and_the_truth(tmp_path):
     target, truth = tmp_path / "made", tmp_path / "truth.parquet"
     result = CliRunner().invoke(
         simulate_verb,
@@ -165,7 +165,7 @@ def test_the_verb_writes_a_labelled_window_and_the_truth(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["made.jsonl", "made.jsonl.gz"])
-def test_the_verb_writes_scrapes_that_read_back_as_the_same_rows(tmp_path, name):
+def test_the_command_writes_scrapes_that_read_back_as_the_same_rows(tmp_path, name):
     target = tmp_path / name
     result = CliRunner().invoke(simulate_verb, ["idle", "--to", str(target)])
     assert result.exit_code == 0, result.output
@@ -190,7 +190,7 @@ def test_the_same_scenario_gives_the_same_bytes(tmp_path):
         pytest.param(["idle", "--to", "."], InputError, id="the target exists"),
     ],
 )
-def test_the_verb_refuses_and_leaves_nothing(tmp_path, monkeypatch, arguments, error):
+def test_the_command_refuses_and_leaves_nothing(tmp_path, monkeypatch, arguments, error):
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(simulate_verb, arguments)
     assert isinstance(result.exception, error | WindowError)

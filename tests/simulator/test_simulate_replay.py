@@ -72,7 +72,7 @@ def test_the_same_seed_gives_the_same_frame():
     assert not first.equals(other)
 
 
-def test_nothing_in_nothing_out():
+def test_empty_input_gives_empty_output():
     empty = replay(arriving(0, 1.0), CONFIG)
     assert (empty.height, dict(empty.schema)) == (0, REQUESTS_SCHEMA)
 

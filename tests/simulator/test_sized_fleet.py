@@ -1,4 +1,4 @@
-"""Replicas sized by the product, tried on the simulator: do they keep what they were sized for?
+"""Replicas sized by the product, tried on the simulator: do they meet what they were sized for?
 
 The capacity comes the way a user's does: a window (here of a simulated server under more and more
 clients), the plan of it under targets. The demand is then replayed on that many simulated engines,
@@ -57,7 +57,7 @@ def window_of(path, rows, note):
 
 
 def ladder(config, draw, clients: Sequence[int], seconds: int) -> Scenario:
-    """A server under more and more clients: the load test that tells its capacity."""
+    """A server under more and more clients: the load test that shows its capacity."""
     phases = tuple(Phase(count, seconds) for count in clients)
     return Scenario(
         "ladder",
@@ -81,7 +81,7 @@ def measured(tmp_path_factory) -> Window:
 
 @dataclass(frozen=True)
 class Fleet:
-    """What a replay gave: a row a request, and the answer of the window its scrapes make."""
+    """The result of a replay: one row per request, and the answer of the window of its scrapes."""
 
     requests: pl.DataFrame
     answer: dict
@@ -154,7 +154,7 @@ def test_one_replica_fewer_than_it_takes_breaks_the_target(measured, tmp_path):
 
 
 def diurnal(days, seed):
-    """Ten-minute counts of a service with a daily cycle, 1 to 9 requests a second, and noise."""
+    """Ten-minute counts of a service with a daily cycle, 1 to 9 requests per second, and noise."""
     steps = np.arange(days * 144)
     rate = 5.0 - 4.0 * np.cos(2 * np.pi * steps / 144)
     counts = np.random.default_rng(seed).poisson(600 * rate)
@@ -177,7 +177,7 @@ class Sized:
 
 @pytest.fixture(scope="module")
 def sized(measured) -> Sized:
-    """Sized on the highest hour foreseen, its upper end, and what short peaks stand above it."""
+    """Sized on the highest forecast hour, its upper end, and short peaks above it."""
     series = diurnal(9, seed=3)
     history, day = series.head(8 * 144), series.tail(144)
     found = forecast_demand(history)
@@ -196,7 +196,7 @@ def test_replicas_sized_on_a_forecast_keep_the_targets_through_the_busiest_hour(
 
 
 def test_replicas_sized_on_a_forecast_keep_the_targets_through_the_day(sized, tmp_path):
-    """The whole day, each ten minutes of it told in four seconds at the same rate."""
+    """The whole day, each ten minutes of it compressed into four seconds at the same rate."""
     day = [
         replace(request, arrival_seconds=request.arrival_seconds + 4.0 * step)
         for step, count in enumerate(sized.day["requests"])

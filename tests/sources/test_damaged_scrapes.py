@@ -1,4 +1,4 @@
-"""Expositions cut short, and saved files with damage in them: said, never taken for whole."""
+"""Expositions cut short, and damaged saved files: reported, never taken as complete."""
 
 import gzip
 import json
@@ -80,7 +80,7 @@ def test_a_text_that_ends_as_its_format_says_is_a_scrape(tmp_path, whole):
     assert values(read(tmp_path, line(0, text=whole))) == [7.0]
 
 
-def test_a_failed_attempt_is_in_the_ledger_with_its_cause(tmp_path):
+def test_a_failed_attempt_is_in_the_quality_report_with_its_cause(tmp_path):
     failed = line(1, status=0, text="", err="ReadTimeout: timed out")
     rows = read(tmp_path, line(0) + failed + line(2, status=503, text="") + line(3))
     quality = answer(open_window(write_window(tmp_path / "w", rows, {})))["quality"]
@@ -89,7 +89,7 @@ def test_a_failed_attempt_is_in_the_ledger_with_its_cause(tmp_path):
     assert "failed scrape: HTTP 503; ReadTimeout: timed out" in found["effect"]
 
 
-def test_a_bucket_told_twice_with_different_counts_makes_no_histogram():
+def test_a_bucket_exported_twice_with_different_counts_makes_no_histogram():
     twice = 'vllm:time_to_first_token_seconds_bucket{engine="0",model_name="m",le="1.0"} 4\n'
     reader = ScrapeReader()
     reader.add(Scrape(1e9, "v", 200, histogram(twice)))
@@ -98,7 +98,7 @@ def test_a_bucket_told_twice_with_different_counts_makes_no_histogram():
     assert rows.ingest_notes["check"].to_list() == ["coverage"]
 
 
-def test_an_exposition_that_is_there_twice_counts_once():
+def test_a_duplicated_exposition_counts_once():
     reader = ScrapeReader()
     reader.add(Scrape(1e9, "v", 200, histogram() + histogram()))
     assert set(reader.buffer.rows().histograms["count"].to_list()) == {5.0}
@@ -124,9 +124,9 @@ def flipped(member):
 def test_what_lies_behind_damage_is_read(tmp_path, damaged, kept):
     rows = read(tmp_path, b"".join([*MEMBERS[:2], damaged, *MEMBERS[3:]]))
     assert values(rows) == [1000.0 + number for number in kept]
-    is_told = bool(result(rows))
-    assert is_told == (damaged not in (b"", MEMBERS[2]))
-    if is_told:
+    is_reported = bool(result(rows))
+    assert is_reported == (damaged not in (b"", MEMBERS[2]))
+    if is_reported:
         begun, end = len(b"".join(MEMBERS[:2])), len(b"".join(MEMBERS[:2])) + len(damaged)
         output = f"s.journal: bytes {begun:,} to {end:,} are damaged; the scrapes there are lost"
         assert result(rows) == [("coverage", "saved scrapes", output)]
@@ -149,7 +149,7 @@ def test_what_lies_behind_damage_is_read(tmp_path, damaged, kept):
         ),
     ],
 )
-def test_the_end_of_a_file_that_was_cut_is_told(tmp_path, content, kept, says):
+def test_the_end_of_a_truncated_file_is_reported(tmp_path, content, kept, says):
     rows = read(tmp_path, content)
     assert values(rows) == [1000.0 + number for number in kept]
     assert any(says in detail for _, _, detail in result(rows))
@@ -162,7 +162,7 @@ def test_lines_may_lie_across_the_members_of_a_whole_file(tmp_path):
     assert (values(rows), result(rows)) == ([1000.0 + number for number in range(6)], [])
 
 
-def test_a_file_of_nothing_but_damage_is_refused(tmp_path):
+def test_a_wholly_damaged_file_is_refused(tmp_path):
     with pytest.raises(InputError, match="holds no scrapes"):
         read(tmp_path, flipped(MEMBERS[0])[:60])
 

@@ -66,7 +66,7 @@ def test_what_cannot_be_read_is_an_input_error(tmp_path, text, output):
 
 
 @pytest.mark.parametrize("name", ["absent.csv", "."])
-def test_a_file_that_is_not_there_is_an_input_error(tmp_path, name):
+def test_a_nonexistent_file_is_an_input_error(tmp_path, name):
     with pytest.raises(InputError, match="Cannot read"):
         read_demand(tmp_path / name, "n")
 

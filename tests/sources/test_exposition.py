@@ -151,7 +151,7 @@ def test_labels_with_quotes_backslashes_newlines_and_braces_survive():
     assert hostile in rows.series["model_name"].to_list()
 
 
-def test_text_of_no_metric_is_said_to_be_none():
+def test_text_without_metrics_is_reported():
     with pytest.raises(ParseError, match="contains no metric"):
         parse_families("# just a comment\n")
 
@@ -199,7 +199,7 @@ def test_a_file_cut_short_keeps_what_came_before_the_cut(tmp_path):
         ),
     ],
 )
-def test_what_is_no_saved_scrapes_is_said_to_be_none(tmp_path, content, says):
+def test_a_file_without_saved_scrapes_is_reported(tmp_path, content, says):
     path = tmp_path / "s.jsonl"
     path.write_bytes(content)
     with pytest.raises(InputError, match=says):

@@ -175,7 +175,7 @@ def test_a_text_with_more_than_a_value_in_a_line_is_always_parsed(more):
     assert read(text, text).histograms["counts"].to_list() == [[3.0, 3.0]] * 2
 
 
-def test_a_creation_time_that_an_older_scrape_tells_counts_though_it_comes_later():
+def test_a_creation_time_from_an_older_scrape_counts_even_if_it_arrives_later():
     name = "vllm:generation_tokens"
     text = f"# TYPE {name}_total counter\n{name}_total 5\n# TYPE {name}_created gauge\n"
     reader = ScrapeReader()

@@ -72,7 +72,7 @@ def written(folder, *objects):
     return path
 
 
-def test_a_guidellm_report_is_a_point_a_benchmark_lightest_first(tmp_path):
+def test_a_guidellm_report_gives_a_point_per_benchmark_lightest_first(tmp_path):
     report = {
         "metadata": {"version": 1},
         "benchmarks": [
@@ -180,7 +180,7 @@ def test_a_file_of_another_format_is_refused(tmp_path, text, says):
         load_test_points(path)
 
 
-def test_a_byte_order_mark_is_no_matter(tmp_path):
+def test_a_byte_order_mark_is_ignored(tmp_path):
     path = written(tmp_path, bench_run())
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert len(load_test_points(path)) == 1
@@ -191,7 +191,7 @@ def test_a_missing_file_is_refused(tmp_path):
         load_test_points(tmp_path / "none.json")
 
 
-def test_a_strategy_of_guidellm_tells_its_rate(tmp_path):
+def test_a_guidellm_strategy_has_its_rate(tmp_path):
     run = guidellm_run(30.0, 8.0, 2000.0, 900.0, 40.0)
     run["config"] = {"strategy": {"type_": "poisson", "rate": 12.0, "max_concurrency": None}}
     point = load_test_points(written(tmp_path, {"benchmarks": [run]})).row(0, named=True)
@@ -220,7 +220,7 @@ def test_what_vllm_bench_offered(tmp_path, rate, offered, clients):
 
 
 def sweep_folder(folder, *, per_run=True):
-    """What `vllm bench sweep serve` leaves: a folder a combination, its runs, and a summary."""
+    """The output of `vllm bench sweep serve`: a folder per combination, its runs, and a summary."""
     for clients in (4, 8):
         place = folder / f"BENCH--max_concurrency={clients}"
         place.mkdir()
@@ -289,7 +289,7 @@ WARMUP = {"name": "warmup", "type": "concurrency", "exclude_from_results": True,
             100 / (10 + 1.5 * 2.4),
             id="0.10: a rate",
         ),
-        pytest.param({}, None, None, id="not told"),
+        pytest.param({}, None, None, id="not given"),
     ],
 )
 def test_an_export_of_aiperf_is_a_point(tmp_path, config, clients, offered):
@@ -300,7 +300,7 @@ def test_an_export_of_aiperf_is_a_point(tmp_path, config, clients, offered):
     assert point["offered_requests_per_second"] == (offered and pytest.approx(offered))
 
 
-def test_a_sweep_aggregate_of_aiperf_is_a_point_a_combination(tmp_path):
+def test_an_aiperf_sweep_aggregate_gives_a_point_per_combination(tmp_path):
     entry = {
         "parameters": {"concurrency": 10},
         "metrics": {

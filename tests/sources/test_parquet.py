@@ -45,7 +45,7 @@ def test_every_point_that_was_observed_is_there(whole):
     )
 
 
-def test_replicas_that_all_call_themselves_engine_0_are_told_apart(whole):
+def test_replicas_all_named_engine_0_are_distinguished(whole):
     running = whole.series.filter(metric="vllm:num_requests_running")
     assert running.get_column("instance").sort().to_list() == [
         f"127.0.0.1:{port}" for port in (18001, 18002, 18003, 18004)
@@ -62,7 +62,7 @@ def test_replicas_that_all_call_themselves_engine_0_are_told_apart(whole):
         ),
     ],
 )
-def test_the_border_notes(whole, check, instance, count):
+def test_the_ingest_notes(whole, check, instance, count):
     found = whole.ingest_notes.filter(check=check, instance=instance)
     assert found.get_column("count").to_list() == [count]
 
@@ -77,7 +77,7 @@ def test_a_histogram_is_per_bucket_with_its_bounds(whole):
     assert (state["count"], state["sum"], state["counts"][4]) == (1265.0, 355.2931389808655, 9.0)
 
 
-def test_a_range_holds_what_was_sampled_in_it_and_the_last_before(whole):
+def test_a_range_has_its_own_samples_and_the_last_one_before(whole):
     rows = read_stream(open_store(str(STORE)), "vllm_metrics", TimeRange(at(8, 18), at(8, 19)))
     times = of(rows, GENERATED).get_column("ts").sort()
     expected = of(whole, GENERATED).get_column("ts").sort()
@@ -120,7 +120,7 @@ def test_the_pulled_window_counts_four_engines(tmp_path):
     assert window.provenance["stream"] == "vllm_metrics"
 
 
-def test_an_unknown_stream_names_those_there_are_and_leaves_no_window(tmp_path):
+def test_an_unknown_stream_lists_the_existing_ones_and_leaves_no_window(tmp_path):
     with pytest.raises(InputError, match="Streams there: smoke, vllm_metrics, vllm_traces"):
         pull_files(str(STORE), "nope", tmp_path / "w")
     assert list(tmp_path.iterdir()) == []
@@ -136,12 +136,12 @@ def test_an_unknown_stream_names_those_there_are_and_leaves_no_window(tmp_path):
         pytest.param(str(STORE), "../store", InputError, "No stream", id="a path is no name"),
     ],
 )
-def test_what_cannot_be_read_is_said(tmp_path, location, stream, error, says):
+def test_unreadable_input_is_reported(tmp_path, location, stream, error, says):
     with pytest.raises(error, match=says):
         pull_files(location, stream, tmp_path / "w")
 
 
-def test_nothing_sampled_in_the_range_is_said():
+def test_a_range_without_samples_is_reported():
     long_ago = TimeRange(datetime(2025, 1, 1, tzinfo=UTC), datetime(2025, 1, 2, tzinfo=UTC))
     with pytest.raises(NoTelemetryError, match="no data from 2025"):
         read_stream(open_store(str(STORE)), "vllm_metrics", long_ago)

@@ -1,4 +1,4 @@
-"""What a Parseable server's refusals and accidents become, and what is asked again."""
+"""What refusals and transport errors of a Parseable server become, and what is retried."""
 
 import gzip
 import json
@@ -41,7 +41,7 @@ def standin():
 
 @pytest.fixture
 def server(standin):
-    """What asks the stand-in as somebody, and notes the waits between attempts."""
+    """A client of the stand-in as some user, which records the waits between attempts."""
     with ExitStack() as clients:
 
         def as_user(user="reader", password="secret"):
@@ -52,7 +52,7 @@ def server(standin):
         yield as_user
 
 
-def test_a_reader_asks_and_is_answered(server):
+def test_a_reader_can_query(server):
     parseable, _ = server()
     assert parseable.query(SQL, HOUR) == [{"metric_name": "vllm:num_requests_running"}]
     assert parseable.streams() == ["s"]
@@ -139,7 +139,7 @@ def test_what_the_server_decided_is_not_asked_again(standin, server, fault, says
         pytest.param({"status": 502, "text": "bad gateway"}, id="a proxy without its server"),
     ],
 )
-def test_an_accident_is_asked_again(standin, server, fault):
+def test_a_transport_error_is_retried(standin, server, fault):
     standin.faults.append(Fault("/api/v1/query", times=2, **fault))
     parseable, waits = server()
     assert len(parseable.query(SQL, HOUR)) == 1
@@ -153,7 +153,7 @@ def test_an_accident_is_asked_again(standin, server, fault):
         pytest.param({"seconds": 0.4}, 0.1, "did not answer in time", id="always too slow"),
     ],
 )
-def test_an_accident_that_stays_is_an_error(standin, server, fault, patience_seconds, says):
+def test_a_persistent_transport_error_is_raised(standin, server, fault, patience_seconds, says):
     standin.faults.append(Fault("/api/v1/query", times=9, **fault))
     parseable, _ = server()
     parseable.client.timeout = patience_seconds
@@ -178,7 +178,7 @@ def test_a_line_without_its_end_is_a_cut_answer():
         pytest.param(httpx.Response(200, json={"ok": 1}), id="another service"),
     ],
 )
-def test_another_server_at_the_address_is_said(answer):
+def test_another_server_at_the_address_is_reported(answer):
     transport = httpx.MockTransport(lambda request: answer)
     with (
         httpx.Client(base_url="http://p", transport=transport) as other,
@@ -187,7 +187,7 @@ def test_another_server_at_the_address_is_said(answer):
         Parseable(other).about()
 
 
-def test_nothing_at_the_address_is_said():
+def test_an_address_without_a_server_is_reported():
     with (
         httpx.Client(base_url="http://127.0.0.1:9") as nobody,
         pytest.raises(SourceError, match=r"No usable answer from http://127\.0\.0\.1:9"),
@@ -195,7 +195,7 @@ def test_nothing_at_the_address_is_said():
         Parseable(nobody, pause=lambda seconds: None).about()
 
 
-def test_no_message_holds_the_password():
+def test_no_message_contains_the_password():
     with (
         httpx.Client(base_url="http://me:hunter2@127.0.0.1:9") as nobody,
         pytest.raises(CapacityError) as caught,
@@ -207,13 +207,13 @@ def test_no_message_holds_the_password():
 @pytest.mark.parametrize(
     "user", [("root", "root-password"), ("reader", "secret")], ids=["administrator", "reader"]
 )
-def test_an_unknown_stream_names_those_there_are(server, user):
+def test_an_unknown_stream_lists_the_existing_ones(server, user):
     parseable, _ = server(*user)
     with pytest.raises(InputError, match=r"no stream 'nope'.*Streams there: .*s"):
         parseable.columns("nope")
 
 
-def test_a_stream_that_nothing_came_into_has_no_columns(server, standin):
+def test_an_empty_stream_has_no_columns(server, standin):
     parseable, _ = server("root", "root-password")
     standin.streams["new"] = Stream("otel-metrics")
     assert parseable.columns("new") == {}

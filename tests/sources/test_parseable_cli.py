@@ -56,7 +56,7 @@ def profile(tmp_path, url):
     return path
 
 
-def test_a_pull_with_the_settings_of_a_profile_and_its_secret_is_nowhere(tmp_path, profile):
+def test_a_pull_uses_a_profile_and_stores_no_secret(tmp_path, profile):
     target = tmp_path / "w"
     done = invoke("--stream", "s", *HOUR, "--to", str(target), "--profile", str(profile))
     assert (done.exit_code, done.stdout.strip()) == (0, str(target))
@@ -97,7 +97,7 @@ def test_a_pull_with_the_settings_of_the_environment(tmp_path, url):
         pytest.param(("--thinned",), "minute", id="thinned on request"),
     ],
 )
-def test_the_grain(tmp_path, profile, options, grain):
+def test_the_resolution(tmp_path, profile, options, grain):
     target = tmp_path / "w"
     done = invoke("--stream", "s", *HOUR, "--to", str(target), "--profile", str(profile), *options)
     assert done.exit_code == 0, done.output

@@ -77,14 +77,14 @@ def test_counts_are_exact(tmp_path, way, stamp):
 
 
 @pytest.mark.parametrize("way", ["files", "whole", "thinned"])
-def test_a_clock_ahead_of_the_store_is_said(tmp_path, way):
+def test_a_clock_ahead_of_the_store_is_reported(tmp_path, way):
     window = open_window(pulled(way, stream(lambda n: 40), tmp_path))
     output = window.sql("select detail from intake where \"check\" = 'clock'")["detail"].to_list()
     assert len(output) == 1
     assert "the Collector's clock is ahead of the store's" in output[0]
 
 
-def test_the_minutes_of_a_thinned_pull_hold_what_its_samples_hold(tmp_path):
+def test_minutes_of_a_downsampled_pull_agree_with_its_samples(tmp_path):
     window = open_window(pulled("thinned", stream(lambda n: -75 * (n >= 63)), tmp_path))
     ends = window.sql(
         "select min(first) as first, max(last) as last, count(distinct run) as runs from minutes "

@@ -193,7 +193,7 @@ def rates(*samples):
         ),
     ],
 )
-def test_tokens_a_second_are_over_the_time_they_took(samples, expected):
+def test_tokens_per_second_are_over_the_time_they_took(samples, expected):
     assert rates(*samples) == expected
 
 
@@ -210,7 +210,7 @@ def test_there_are_eight_panels():
     assert sum(bool(query.chart) for query in GUIDE_QUERIES) == 8
 
 
-def test_an_unknown_query_names_those_there_are():
+def test_an_unknown_query_lists_the_existing_ones():
     with pytest.raises(InputError, match="nearest: latency"):
         guide_query("latencies")
 

@@ -1,4 +1,4 @@
-"""Pulling from a server: as exact as its files, thinned as exact as a rollup, and resumable."""
+"""Pulling from a server: as exact as its files, downsampled as exact as a rollup, and resumable."""
 
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -67,20 +67,20 @@ def rolled_up(whole, tmp_path_factory):
     return open_window(write_window(tmp_path_factory.mktemp("whole") / "w", whole, {}))
 
 
-def test_thinned_histograms_are_the_rollup_of_the_whole(downsampled, rolled_up):
+def test_downsampled_histograms_are_the_rollup_of_the_whole(downsampled, rolled_up):
     theirs = rolled_up.sql("select * from minute_histograms order by series_id, minute, run")
     assert downsampled.minute_histograms.equals(
         theirs.select(downsampled.minute_histograms.columns)
     )
 
 
-def test_thinned_minutes_are_the_rollup_of_the_whole(downsampled, rolled_up):
+def test_downsampled_minutes_are_the_rollup_of_the_whole(downsampled, rolled_up):
     theirs = rolled_up.sql("select * from minutes order by series_id, minute, run")
     ours = downsampled.minutes.drop("sum")
     assert ours.equals(theirs.select(ours.columns))
 
 
-def test_a_thinned_gauge_adds_up_as_the_whole(downsampled, rolled_up):
+def test_a_downsampled_gauge_adds_up_as_the_whole(downsampled, rolled_up):
     sums = "select series_id, minute, run, sum as whole from minutes join series using (series_id)"
     theirs = rolled_up.sql(f"{sums} where kind = 'gauge'")
     both = theirs.join(downsampled.minutes, on=["series_id", "minute", "run"], how="left")
@@ -88,13 +88,13 @@ def test_a_thinned_gauge_adds_up_as_the_whole(downsampled, rolled_up):
     assert both.select(is_close.all()).item()
 
 
-def test_every_scrape_attempt_is_in_a_thinned_pull(whole, downsampled):
+def test_every_scrape_attempt_is_in_a_downsampled_pull(whole, downsampled):
     up = whole.series.filter(metric="up").select("series_id")
     ours, theirs = (rows.samples.join(up, on="series_id") for rows in (downsampled.rows, whole))
     assert ours.equals(theirs)
 
 
-def test_a_thinned_pull_moves_two_percent_of_select_star(recorded):
+def test_a_downsampled_pull_transfers_two_percent_of_select_star(recorded):
     time_range = TimeRange(at(8, 14), at(8, 19))
     before = recorded.traffic.wire_bytes
     recorded.query(f"select * from {STREAM}", time_range)
@@ -226,7 +226,7 @@ def test_a_label_may_hold_a_quote():
     assert labels == ['{"odd\\"name": "x", "reason": "it\'s"}']
 
 
-def test_a_range_without_any_series_is_said():
+def test_a_range_without_any_series_is_reported():
     day_before = TimeRange(at(8, 0) - timedelta(days=1), at(8, 1) - timedelta(days=1))
     with pytest.raises(NoTelemetryError, match="no vLLM series sampled from 2026-11-23"):
         thinned_of(export(counter(TOKENS, at(8, 0, 2), 1.0)), time_range=day_before)
@@ -328,7 +328,7 @@ def test_a_server_that_fails_midway_leaves_no_window(tmp_path):
     assert not (tmp_path / "w").exists()
 
 
-def test_a_thinned_window_says_so(tmp_path):
+def test_a_downsampled_window_says_so(tmp_path):
     with long_server() as standin, asked(standin) as server:
         window = open_window(pull_server(server, PullRequest("s", LONG), tmp_path / "w", now=LATER))
     assert window.grain == "minute"

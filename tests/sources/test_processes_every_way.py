@@ -118,7 +118,7 @@ def restarted(tmp_path_factory):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_pull_soon_after_a_restart_counts_what_its_range_holds(restarted, way):
+def test_a_pull_soon_after_a_restart_counts_what_is_in_its_range(restarted, way):
     window = restarted[way]
     assert (increase(window, TOKENS), increase(window, HTTP)) == (200.0, 20.0 + 9.0)
 
@@ -129,7 +129,7 @@ def test_a_window_begins_where_it_was_asked_to(restarted, way):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_restart_before_the_start_swallows_nothing_of_the_range(restarted, way):
+def test_a_restart_before_the_start_loses_nothing_of_the_range(restarted, way):
     answered = answer(restarted[way])
     assert answered["requests"]["lost"] == {"low": 0.0, "high": 0.0, "reason": ""}
     assert "restart" not in {finding["check"] for finding in answered["quality"]}
@@ -189,7 +189,7 @@ def test_the_interval_of_a_pod_that_two_jobs_scrape_is_that_of_one(twice, way):
     assert steps.to_list() == [timedelta(seconds=30)]
 
 
-def test_a_thinned_minute_of_two_jobs_ends_with_the_newer_state(twice):
+def test_a_downsampled_minute_of_two_jobs_ends_with_the_newer_state(twice):
     minutes = twice["server, thinned"].sql(
         "select minute, last, n from minutes join series using (series_id) where metric = $m "
         "and minute >= $start order by minute",
@@ -206,7 +206,7 @@ def test_a_thinned_minute_of_two_jobs_ends_with_the_newer_state(twice):
     assert minutes.get_column("n").unique().to_list() == [4]
 
 
-def test_an_end_that_was_not_reached_is_said(tmp_path):
+def test_an_unreached_end_is_reported(tmp_path):
     late = TimeRange(START, START + timedelta(minutes=30))
     answered = answer(windows_of(OVERTAKEN, tmp_path, late)["prometheus"])
     [unreached] = [f for f in answered["quality"] if "asked for until" in f["effect"]]

@@ -225,7 +225,7 @@ def test_a_pull_that_goes_on_asks_only_for_what_could_still_grow(tmp_path):
     assert (len(first), len(again)) == (5, 1)
 
 
-def test_a_pulled_window_is_the_same_however_its_hours_were_held(tmp_path):
+def test_a_pulled_window_does_not_depend_on_how_its_hours_were_buffered(tmp_path):
     time_range = TimeRange(START, START + timedelta(hours=4))
     with serving([]) as client:
         server = Prometheus(client)

@@ -1,4 +1,4 @@
-"""A thinned pull of a Prometheus counts what a whole one counts, whatever happened meanwhile."""
+"""A downsampled pull of a Prometheus counts what a full one counts, whatever happened."""
 
 import json
 import random
@@ -37,7 +37,7 @@ QUIET = {"idle": 0, "steady": 1}  # requests per scrape
 
 
 def pulled(window, time_range, folder, *, asked=None):
-    """The windows of a whole and of a thinned pull from a stand-in; `asked` gets their queries."""
+    """The windows of a full and a downsampled pull from a stand-in; `asked` gets their queries."""
     wire = on_the_wire(window)
     for name in WAYS:
         queries = None if asked is None else asked.setdefault(name, [])
@@ -80,7 +80,7 @@ def made(seed, folder):
 
 
 def quiet(requests, folder):
-    """One server for four hours, scraped every 15 s, to which as many requests come each time."""
+    """One server for four hours, scraped every 15 s, with equally many requests each time."""
     done = {t + 0.25: requests * scrape for scrape, t in enumerate(range(0, 4 * 3600, 15))}
     lines = [
         up(dict.fromkeys(done, 1)),
@@ -103,7 +103,7 @@ def recorded(path):
 
 @pytest.fixture(scope="module", params=[*range(4), *RECORDED, *QUIET, "a real Prometheus"])
 def windows(request, examples, tmp_path_factory):
-    """Of each case, a window pulled whole and one pulled thinned."""
+    """Of each case, a window pulled in full and one pulled downsampled."""
     folder = tmp_path_factory.mktemp("pulled")
     if request.param == "a real Prometheus":
         return pulled_from_a_real_one(*made(5, folder), folder)
@@ -145,7 +145,7 @@ def test_what_was_lost_is_bounded_in_the_same_stretches(windows):
     ]
 
 
-def test_a_thinned_pull_of_hours_is_read_as_a_whole_one_is(windows):
+def test_a_downsampled_pull_of_hours_is_read_as_a_whole_one_is(windows):
     whole, downsampled = (window.sql("select * from intake") for window in windows)
     assert_frame_equal(downsampled, whole)
     assert windows[1].provenance["counters"] == "minute"
@@ -153,7 +153,7 @@ def test_a_thinned_pull_of_hours_is_read_as_a_whole_one_is(windows):
 
 @pytest.fixture(scope="module")
 def sweep_pulled(examples, tmp_path_factory):
-    """The recorded sweep pulled whole and pulled thinned, and the queries of each."""
+    """The recorded sweep pulled in full and downsampled, and the queries of each."""
     asked = {}
     window = open_window(examples / "vllm-sweep")
     return pulled(window, window.extent, tmp_path_factory.mktemp("sweep"), asked=asked), asked

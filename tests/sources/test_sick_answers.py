@@ -145,7 +145,7 @@ def spoiling(seed):
 
 
 def complaint(ask, *args, **more):
-    """What is said; only errors of ours are caught."""
+    """The error message; only errors of ours are caught."""
     try:
         ask(*args, **more)
     except CapacityError as error:
@@ -223,7 +223,7 @@ def test_an_answer_of_prometheus_that_is_damaged_somewhere_is_an_error_or_rows(t
         assert one_line(read_from_prometheus(nth, spoiling(seed), tmp_path / str(nth)))
 
 
-def test_what_a_prometheus_says_it_may_have_left_out_is_in_the_ledger():
+def test_warnings_of_prometheus_about_missing_data_are_in_the_quality_report():
     def warning(content):
         return json.dumps(json.loads(content) | {"warnings": ["\x1b[31m store 2 is down"]}).encode()
 
@@ -235,7 +235,7 @@ def test_what_a_prometheus_says_it_may_have_left_out_is_in_the_ledger():
     ]
 
 
-def test_a_time_that_is_up_is_not_asked_for_again():
+def test_an_expired_deadline_is_not_retried():
     asked = []
 
     def slow(request):

@@ -1,4 +1,4 @@
-"""Every query of sources/sql on a handful of rows, so that a wrong one says which it is.
+"""Every query of sources/sql on a few rows, so that a failure names the query.
 
 What DuckDB runs here it runs in the product; the queries for Parseable run in DataFusion, which is
 Parseable's own engine. Times are seconds after T0.
@@ -102,7 +102,7 @@ def bucketed(identity, seconds, counts, **more):
 POINT_CASES = (
     Case(
         "points_children",
-        "one row per identity, with its first point and the start that was told",
+        "one row per identity, with its first point and the reported start",
         "identity metric_name engine first started",
         [(1, TOKENS, "0", 10, 5), (2, E2E, "0", 10, None)],
         [

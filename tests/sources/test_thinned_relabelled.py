@@ -1,4 +1,4 @@
-"""A series under other labels goes on in a pull by the minute as it does in a whole one."""
+"""A series continues under other labels in a downsampled pull as in a full one."""
 
 from datetime import timedelta
 
@@ -68,7 +68,7 @@ def _counted(ts, done, whose):
 
 
 @pytest.mark.parametrize(("spelled", "severity"), SPELLED)
-def test_a_series_under_other_labels_goes_on_by_the_minute(tmp_path, spelled, severity):
+def test_a_series_continues_under_other_labels_by_the_minute(tmp_path, spelled, severity):
     window = downsampled(tmp_path, spelled)
     assert found(window) == (TRUE_REQUESTS, TRUE_REQUESTS)
     assert {each for each, _ in result(window)} == {severity}

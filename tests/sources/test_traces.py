@@ -128,7 +128,7 @@ def exported(*spans):
         ),
     ],
 )
-def test_what_a_span_does_not_say_is_unknown(spans, expected):
+def test_what_a_span_lacks_is_unknown(spans, expected):
     found = exported(*spans)
     assert found.select("e2e_seconds", "queue_seconds", "other_seconds").rows() == expected
 

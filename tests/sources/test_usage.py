@@ -91,7 +91,7 @@ def test_parquet(tmp_path):
     assert (found["end"], found["prompt_tokens"], found["cached_tokens"]) == (AT, 7.0, 0.0)
 
 
-def test_envoy_says_begin_and_length_and_needs_to_be_told_the_key(tmp_path):
+def test_envoy_logs_start_and_duration_and_the_key_column_must_be_given(tmp_path):
     found = row(read(file_of(tmp_path, lines(ENVOY)), columns="key=x-tenant-id"))
     assert (found["key"], found["model"], found["end"]) == ("team-a", "qwen", AT)
     assert (found["prompt_tokens"], found["output_tokens"]) == (100.0, 20.0)
@@ -176,7 +176,7 @@ def test_what_cannot_be_read_is_one_clear_error(tmp_path, text, options, says):
     assert says in str(error.value)
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_a_missing_file(tmp_path):
     with pytest.raises(InputError, match="Cannot read"):
         read(tmp_path / "none.csv")
 

@@ -47,7 +47,7 @@ def answered(url, **settings):
         ),
     ],
 )
-def test_what_drips_meets_the_deadline(script):
+def test_a_dripping_answer_is_cut_at_the_deadline(script):
     with raw_server(script) as url, pytest.raises(httpx.ReadTimeout):
         answered(url, timeout=0.3)
 
@@ -63,7 +63,7 @@ def test_a_deadline_holds_over_redirects():
             asking.get(url)
 
 
-def test_whoever_waits_can_be_told_to_stop():
+def test_waiting_can_be_stopped():
     stop, asked = threading.Event(), threading.Event()
 
     def silent(connection):
@@ -91,7 +91,7 @@ def test_whoever_waits_can_be_told_to_stop():
         pytest.param(good(TEXT, b"Set-Cookie: =;;a; expires=never"), id="an odd cookie"),
     ],
 )
-def test_a_whole_answer_is_taken(answer):
+def test_a_complete_answer_is_accepted(answer):
     with raw_server(saying(answer)) as url:
         found = answered(url)
     assert (found.content, found.text) == (TEXT, TEXT.decode())
@@ -127,7 +127,7 @@ def test_an_answer_that_is_not_whole_is_an_error(answer, says):
 @pytest.mark.parametrize(
     "target", ["http://xn--/", "javascript:alert(1)", "http://[::1", "file:///etc/passwd"]
 )
-def test_a_redirect_to_what_is_no_url_is_an_error(target, follow):
+def test_a_redirect_to_an_invalid_url_is_an_error(target, follow):
     answer = f"HTTP/1.1 302 x\r\nLocation: {target}\r\nContent-Length: 0\r\n\r\n".encode()
     with (
         raw_server(saying(answer)) as url,
@@ -136,7 +136,7 @@ def test_a_redirect_to_what_is_no_url_is_an_error(target, follow):
         answered(url, follow_redirects=follow)
 
 
-def test_a_redirect_to_a_host_that_cannot_be_is_an_error():
+def test_a_redirect_to_an_invalid_host_is_an_error():
     answer = b"HTTP/1.1 302 x\r\nLocation: http://.../\r\nContent-Length: 0\r\n\r\n"
     with (
         raw_server(saying(answer)) as url,

@@ -109,7 +109,7 @@ class Standin:
         arrived: datetime | None = None,
         agent: str = "",
     ) -> int:
-        """Keep an export as arrived then (now, if not said); the number of its rows."""
+        """Keep an export as arrived then (default: now); the number of its rows."""
         log_source, rows_of = _READERS[path]
         rows = list(rows_of(body))
         kept = self.streams.setdefault(stream, Stream(log_source))

@@ -1,4 +1,4 @@
-"""A clock that was set is no restart and no late row: counts stay exact, and the ledger says it."""
+"""A clock that was set is no restart and no late row: counts stay exact, and it is reported."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -96,7 +96,7 @@ SET = [
 
 
 @pytest.mark.parametrize(("stamp", "moved"), SET)
-def test_a_clock_that_was_set_moves_no_count_and_no_duration(tmp_path, stamp, moved):
+def test_a_clock_that_was_set_changes_no_count_and_no_duration(tmp_path, stamp, moved):
     requests, observed, seconds, notes = found(captured(stamp), tmp_path)
     assert (requests, observed, seconds) == (TRUE_REQUESTS, TRUE_REQUESTS, TRUE_SECONDS)
     assert notes["count"].to_list() == [moved]
@@ -121,13 +121,13 @@ def test_of_an_unknown_order_of_arrival_nothing_is_counted_twice(tmp_path, stamp
         pytest.param(lambda n, t: t - 151.3 * (n >= 50), id="both halves among each other"),
     ],
 )
-def test_counters_that_go_on_tell_an_order_that_nothing_else_tells(tmp_path, stamp):
+def test_continuing_counters_reveal_an_order_nothing_else_shows(tmp_path, stamp):
     requests, observed, seconds, notes = found(without_arrival(captured(stamp)), tmp_path)
     assert (requests, observed, seconds) == (TRUE_REQUESTS, TRUE_REQUESTS, TRUE_SECONDS)
     assert notes.height == 1
 
 
-def test_counters_that_fall_to_far_below_where_they_began_do_not_tell_an_order(tmp_path):
+def test_counters_that_fall_far_below_their_start_show_no_order(tmp_path):
     buffer = RowBuffer()
     for number in range(COUNT):
         done = 5 + A_SCRAPE * (number - 50) if number >= 50 else 1000 + A_SCRAPE * number
@@ -138,7 +138,7 @@ def test_counters_that_fall_to_far_below_where_they_began_do_not_tell_an_order(t
 
 
 @pytest.mark.parametrize("back", [50, HOUR])
-def test_a_clock_set_back_in_a_gap_leaves_a_gap_and_no_leap_of_rates(tmp_path, back):
+def test_a_clock_set_back_in_a_gap_causes_no_jump_of_rates(tmp_path, back):
     order = [*range(45), *range(60, 100)]
     rows = captured(lambda n, t: t - back * (n >= 60), order)
     requests, _, seconds, _ = found(rows, tmp_path)
@@ -174,11 +174,11 @@ def set_back_with_scrapes_missed(seed):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_the_bound_holds_what_a_clock_set_back_and_missing_scrapes_hide(tmp_path, seed):
+def test_the_bound_covers_what_a_clock_set_back_and_missing_scrapes_hide(tmp_path, seed):
     rows, true = set_back_with_scrapes_missed(seed)
-    told = answer(open_window(write_window(tmp_path / "w", rows, {})))
-    counted = told["requests"]["finished"] or 0
-    assert counted <= true <= counted + told["requests"]["lost"]["high"]
+    reported = answer(open_window(write_window(tmp_path / "w", rows, {})))
+    counted = reported["requests"]["finished"] or 0
+    assert counted <= true <= counted + reported["requests"]["lost"]["high"]
 
 
 def test_scrapes_that_a_clock_stamped_twice_to_the_digit_are_all_in_the_bound(tmp_path):
@@ -200,10 +200,10 @@ def test_a_restart_before_a_clock_set_back_is_not_counted_as_one_that_was_there_
     for number in range(50, 90):
         done, start = A_SCRAPE * (number - 45), EVERY * 45
         scraped(buffer, EVERY * number - HOUR, done=done, started=start)
-    told = answer(open_window(write_window(tmp_path / "w", without_arrival(buffer.rows()), {})))
-    assert told["requests"]["finished"] <= A_SCRAPE * 39 + A_SCRAPE * 44
-    assert told["requests"]["lost"]["high"] is None
-    assert "error" in {f["severity"] for f in told["quality"] if f["check"] == "clock"}
+    reported = answer(open_window(write_window(tmp_path / "w", without_arrival(buffer.rows()), {})))
+    assert reported["requests"]["finished"] <= A_SCRAPE * 39 + A_SCRAPE * 44
+    assert reported["requests"]["lost"]["high"] is None
+    assert "error" in {f["severity"] for f in reported["quality"] if f["check"] == "clock"}
 
 
 def restarted_as_the_clock_was_set(*, set_at, missed, restart, size=HOUR, every=EVERY):
@@ -246,19 +246,19 @@ def restarted_as_the_clock_was_set(*, set_at, missed, restart, size=HOUR, every=
 def test_a_restart_while_a_clock_is_set_leaves_no_upper_bound(tmp_path, settings):
     rows, true = restarted_as_the_clock_was_set(**settings)
     window = open_window(write_window(tmp_path / "w", rows, {}))
-    told = answer(window, terms=assumed(Estimate.exact(2.0)))
-    assert told["requests"]["finished"] <= true
-    lost, each = told["requests"]["lost"], told["cost"]["usd_per_request"]
-    assert (lost["high"], told["tokens"]["lost"]["high"]) == (None, None)
+    reported = answer(window, terms=assumed(Estimate.exact(2.0)))
+    assert reported["requests"]["finished"] <= true
+    lost, each = reported["requests"]["lost"], reported["cost"]["usd_per_request"]
+    assert (lost["high"], reported["tokens"]["lost"]["high"]) == (None, None)
     assert "unknown" in lost["reason"]
     assert (each["low"], each["mid"], each["reason"]) == (None, None, lost["reason"])
     assert each["high"] > 0
-    used, idle = (told["cost"][name] for name in ("utilization", "idle_usd"))
+    used, idle = (reported["cost"][name] for name in ("utilization", "idle_usd"))
     assert (used["mid"], used["high"], idle["mid"], idle["low"]) == (None, None, None, None)
-    assert "error" in {f["severity"] for f in told["quality"] if lost["reason"] in f["effect"]}
+    assert "error" in {f["severity"] for f in reported["quality"] if lost["reason"] in f["effect"]}
 
 
-def test_two_clocks_that_are_set_are_told_apart(tmp_path):
+def test_two_clocks_that_are_set_are_distinguished(tmp_path):
     rows = captured(lambda n, t: t - 5 * (n >= 30) - 5 * (n >= 60))
     requests, _, seconds, notes = found(rows, tmp_path)
     assert (requests, seconds) == (TRUE_REQUESTS, TRUE_SECONDS)
@@ -345,14 +345,14 @@ STRAYS = [
 
 @pytest.mark.parametrize(("stamp", "left_out"), STRAYS)
 @pytest.mark.parametrize("is_known", [True, False], ids=["in order of arrival", "in no order"])
-def test_stray_stamps_are_left_out_and_said(tmp_path, stamp, left_out, is_known):
+def test_stray_timestamps_are_left_out_and_reported(tmp_path, stamp, left_out, is_known):
     rows = captured(stamp)
     _, _, seconds, notes = found(rows if is_known else without_arrival(rows), tmp_path)
     assert seconds <= TRUE_SECONDS
     assert notes.select("count", "ts").rows() == [(left_out, None)]
 
 
-def test_a_stray_makes_no_other_scrape_late(tmp_path):
+def test_a_stray_timestamp_makes_no_other_scrape_late(tmp_path):
     result = answer(open_window(write_window(tmp_path / "w", captured(STRAYS[1].values[0]), {})))
     checks = {finding["check"]: finding["severity"] for finding in result["quality"]}
     assert checks["clock"] == "warning"
@@ -383,7 +383,7 @@ def test_the_steps_are_as_many_as_the_scrapes_need_however_far_they_lie_apart(tm
     assert (steps["start"][0], steps["end"][-1]) == (window.extent.start, window.extent.end)
 
 
-def test_a_hole_in_the_steps_is_one_gap_with_what_grew_over_it(tmp_path):
+def test_a_hole_in_the_steps_is_one_gap_with_the_increase_across_it(tmp_path):
     rows = captured(lambda n, t: t + 86400 * (n >= 50))
     window = open_window(write_window(tmp_path / "w", rows, {}))
     steps = engine_steps(window, time_range=window.extent)

@@ -1,4 +1,4 @@
-"""A value that no server counts is left out and told: figures are what the other scrapes say."""
+"""An impossible value is left out and reported: figures come from the other scrapes."""
 
 import math
 
@@ -18,7 +18,7 @@ LARGEST = 1.7976931348623157e308
 
 
 def counted(values, *, kind="counter"):
-    """A series and one that is always there, a value a second; None where it was not scraped."""
+    """A series and one that is always there, one value per second; None if not scraped."""
     buffer = RowBuffer()
     key = SeriesKey(TOKENS, kind, "a:1", "0", "m")
     other = SeriesKey("vllm:num_requests_running", "gauge", "a:1", "0", "m")
@@ -32,7 +32,7 @@ def counted(values, *, kind="counter"):
 
 
 def kept(rows):
-    """The values of the series that are left, and how many of it the ledger says were not."""
+    """The values of the series that are left, and how many were reported as left out."""
     settled = settle(rows)
     own = settled.series.filter(pl.col("metric") == TOKENS)
     left = settled.samples.join(own, on="series_id")["value"].to_list()
@@ -49,11 +49,11 @@ def kept(rows):
         pytest.param([5.0, 2.0**62, 7.0], [5.0, 2.0**62, 7.0], id="2^62 may be"),
     ],
 )
-def test_a_value_that_no_counter_has_is_left_out_and_told(values, left):
+def test_an_impossible_counter_value_is_left_out_and_reported(values, left):
     assert kept(counted(values)) == (left, len(values) - len(left))
 
 
-def test_a_gauge_may_be_negative_and_never_endless():
+def test_a_gauge_may_be_negative_but_not_infinite():
     assert kept(counted([-3.0, -LARGEST, 4.0], kind="gauge")) == ([-3.0, 4.0], 1)
 
 
@@ -67,7 +67,7 @@ def test_a_series_that_began_with_such_a_value_does_not_count_from_0(tmp_path, b
     ("total", "first", "left"),
     [
         pytest.param(2.0, 3.0, 3, id="a usual state"),
-        pytest.param(math.nan, 3.0, 3, id="a sum that is not told"),
+        pytest.param(math.nan, 3.0, 3, id="a missing sum"),
         pytest.param(LARGEST, 3.0, 2, id="an endless sum"),
         pytest.param(2.0, math.inf, 2, id="an endless bucket"),
         pytest.param(2.0, -1.0, 2, id="a bucket below 0"),

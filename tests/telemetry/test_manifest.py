@@ -61,7 +61,7 @@ def noting(**changes):
 
 
 def listing(**changes):
-    """The last file of the list, told otherwise."""
+    """The last file of the list, described differently."""
 
     def do(window):
         note = noted(window)
@@ -125,7 +125,7 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize(("damage", "says"), DAMAGES)
-def test_damage_is_told_in_one_line(window, damage, says):
+def test_damage_is_reported_in_one_line(window, damage, says):
     damage(window)
     with pytest.raises(WindowError, match=says) as caught:
         open_window(window)
@@ -216,6 +216,6 @@ def test_a_window_named_like_a_pattern_is_not_mixed_with_others(tmp_path, name):
     assert scraped_minutes(tmp_path / name) == list(range(5))
 
 
-def test_a_file_of_somebody_elses_is_no_damage(window):
+def test_an_unrelated_file_is_not_damage(window):
     (window / "notes.txt").write_text("mine")
     assert len(scraped_minutes(window)) == 20

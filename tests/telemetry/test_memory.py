@@ -1,4 +1,4 @@
-"""How much memory an answer may take, and what is said where that is too little."""
+"""The memory limit of an answer, and the error if it is too low."""
 
 import gc
 
@@ -69,7 +69,9 @@ def test_the_default_is_half_of_what_a_control_group_may_use(own, limits, tmp_pa
     assert memory.limit_bytes() == 1_500_000_000
 
 
-def test_an_hour_that_does_not_fit_is_refused_with_the_size_that_would_do(tmp_path, monkeypatch):
+def test_an_hour_that_does_not_fit_in_memory_is_refused_with_a_sufficient_size(
+    tmp_path, monkeypatch
+):
     values = {t: 1.0 for t in range(0, 7 * 3600, 60)}
     path = small_window(tmp_path, gauge(RUNNING, values)).path
     monkeypatch.setenv(memory.MEMORY_LIMIT, "100MB")
@@ -101,7 +103,7 @@ def test_databases_of_a_process_do_not_see_each_other():
         rows(other, "select value from samples")
 
 
-def test_a_database_goes_with_its_last_reference():
+def test_a_database_is_closed_with_its_last_reference():
     one, other = filled(), memory.database()
     name = one.name
     del one

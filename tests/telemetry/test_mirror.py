@@ -177,7 +177,7 @@ def test_an_entry_that_is_not_whole_is_made_anew(bucket, local):
     assert Analysis.of(open_window(URL)).answer == Analysis.of(open_window(local)).answer
 
 
-def test_the_verb_copies_a_window_and_figures_read_it_there(bucket, local):
+def test_the_command_copies_a_window_and_figures_read_it_there(bucket, local):
     said = CliRunner().invoke(cli, ["rollup", str(local), "--workers", "1", "--to", URL])
     assert said.output.endswith(f" of them new. Copied to {URL}.\n")
     by_url, by_path = (
@@ -207,7 +207,7 @@ def no_hour(bucket):
         pytest.param(no_hour, URL, SourceError, "incomplete", id="an hour is gone"),
     ],
 )
-def test_what_is_not_a_window_is_said(bucket, local, spoil, url, error, says):
+def test_a_path_that_is_not_a_window_is_reported(bucket, local, spoil, url, error, says):
     put(local)
     if spoil is not None:
         spoil(bucket)
@@ -215,7 +215,7 @@ def test_what_is_not_a_window_is_said(bucket, local, spoil, url, error, says):
         open_window(url).extent  # noqa: B018
 
 
-def test_without_a_server_it_says_where_credentials_come_from(bucket, monkeypatch):
+def test_without_a_server_the_message_names_the_sources_of_credentials(bucket, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with pytest.raises(SourceError, match="AWS_ENDPOINT_URL"):
@@ -248,7 +248,7 @@ def without_a_url(monkeypatch):
     "without",
     [without_credentials, without_half_of_them, without_the_profile, without_a_url],
 )
-def test_what_was_not_given_is_said_in_a_line_with_exit_code_2(bucket, monkeypatch, without):
+def test_a_missing_input_is_reported_in_a_line_with_exit_code_2(bucket, monkeypatch, without):
     says = without(monkeypatch)
     with pytest.raises(InputError, match=says) as raised:
         open_window(URL)

@@ -1,4 +1,4 @@
-"""Workers on Ray: the same entries, whoever is killed; and what is said where Ray is not there."""
+"""Workers on Ray: the same entries, whoever is killed; and the error without Ray."""
 
 import os
 import shutil
@@ -72,7 +72,7 @@ def test_without_ray_it_says_what_to_install(tmp_path, monkeypatch):
 
 
 @needs_ray
-def test_a_cluster_that_does_not_answer_is_said_with_what_to_look_at(monkeypatch):
+def test_an_unreachable_cluster_is_reported_with_what_to_check(monkeypatch):
     monkeypatch.setattr("ray.util.client.worker.INITIAL_TIMEOUT_SEC", 1)
     monkeypatch.setattr("ray.util.client.worker.MAX_TIMEOUT_SEC", 1)
     says = f"No Ray at ray://127.0.0.1:{free_port()}: .*client port .*RAY_AUTH_TOKEN"

@@ -1,4 +1,4 @@
-"""Each process counts from where it began: restarts told by their start, births, carried bases."""
+"""Each process counts from where it began: restarts, new series, carried bases."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -23,7 +23,7 @@ def at(seconds):
 
 
 def read(buffer, seconds, started, value, *, instance="vllm", labels=(), with_histogram=False):
-    """One good scrape: the process's start (seconds after T0; None: it does not say), a counter."""
+    """One good scrape: the process's start (seconds after T0; None: unknown), a counter."""
     ts_us = round((T0 + seconds) * 1e6)
     buffer.scrape(instance, ts_us, is_up=True, seconds=None)
     running = SeriesKey("vllm:num_requests_running", "gauge", instance, "0", "m")
@@ -101,7 +101,7 @@ def test_a_histogram_that_was_overtaken_begins_again_too(tmp_path):
     assert (grown.count, grown.total) == (1451.0, 6.5 + 719.0)
 
 
-def test_a_restart_is_told_once_and_with_its_start(tmp_path):
+def test_a_restart_is_reported_once_with_its_start(tmp_path):
     buffer = RowBuffer()
     for seconds, started, value in ((0, OLD, 600), (30, OLD, 613), (90, 40, 1438), (120, 40, 9999)):
         read(buffer, seconds, started, float(value), with_histogram=True)
@@ -110,7 +110,7 @@ def test_a_restart_is_told_once_and_with_its_start(tmp_path):
     assert found == [scrapes.Restart("vllm", at(30), at(90), at(40))]
 
 
-def test_a_jittering_start_is_no_restart_for_the_ledger(tmp_path):
+def test_a_jittering_process_start_is_not_reported_as_a_restart(tmp_path):
     buffer = RowBuffer()
     for i in range(20):
         read(buffer, 2 * i, OLD + 0.01 * (i % 3), 10.0 * i)
@@ -128,7 +128,7 @@ def test_a_jittering_start_is_no_restart_for_the_ledger(tmp_path):
         pytest.param(2, 13 + 1469, id="two that fall at once are a new process, for all"),
     ],
 )
-def test_a_server_that_tells_no_start(tmp_path, fallen, expected):
+def test_a_server_without_a_start_time(tmp_path, fallen, expected):
     buffer = RowBuffer()
     for i, value in enumerate((600.0, 613.0, 1438.0, 1469.0)):
         read(buffer, 30 * i, None, value)
@@ -140,7 +140,7 @@ def test_a_server_that_tells_no_start(tmp_path, fallen, expected):
     assert increase(window_of(tmp_path, buffer.rows())) == expected
 
 
-def test_two_processes_in_turn_under_one_address_are_an_error_of_the_ledger(tmp_path):
+def test_two_processes_in_turn_under_one_address_are_a_quality_error(tmp_path):
     buffer = RowBuffer()
     for i in range(20):
         started, value = ((OLD, 1000.0), (OLD + 500, 800.0))[i % 2]
@@ -150,7 +150,7 @@ def test_two_processes_in_turn_under_one_address_are_an_error_of_the_ledger(tmp_
     assert (shared["check"], shared["severity"]) == ("restart", "error")
 
 
-def test_two_processes_that_say_no_start_are_an_error_where_counters_keep_falling(tmp_path):
+def test_two_processes_without_start_times_are_an_error_if_counters_keep_falling(tmp_path):
     buffer = RowBuffer()
     for i in range(20):
         read(buffer, 2 * i, None, (1000.0, 800.0)[i % 2] + i)
@@ -176,7 +176,7 @@ def test_one_process_under_two_names_is_an_error(tmp_path, started_b, count_b, e
     assert sum("are one process" in f["effect"] for f in result["quality"]) == expected
 
 
-def test_a_start_that_lies_before_the_last_scrape_is_a_doubt(tmp_path):
+def test_a_start_before_the_last_scrape_is_a_warning(tmp_path):
     buffer = RowBuffer()
     for i in range(20):
         read(buffer, 2 * i, OLD if i < 10 else OLD - 500, 100.0 + i)
@@ -204,18 +204,18 @@ def two_pods(first_b, started_b, *, tells=True):
         pytest.param(-500.0, 290.0 + 95.0, id="older than the capture: from its first value"),
     ],
 )
-def test_a_pod_that_comes_later(tmp_path, started_b, expected):
+def test_a_pod_that_starts_later(tmp_path, started_b, expected):
     window = window_of(tmp_path, two_pods(100, started_b))
     assert increase(window) == expected
 
 
-def test_the_ledger_says_how_a_pod_that_started_in_the_capture_was_counted(tmp_path):
+def test_the_quality_report_says_how_a_pod_started_in_the_capture_was_counted(tmp_path):
     result = answer(window_of(tmp_path, two_pods(100, 93.0)))
     effects = " ".join(f["effect"] for f in result["quality"])
     assert "a process that started in it: counted from 0" in effects
 
 
-def test_a_pod_that_does_not_say_since_when_it_runs_is_a_doubt_with_a_bound(tmp_path):
+def test_a_pod_without_a_start_time_is_a_warning_with_a_bound(tmp_path):
     result = answer(window_of(tmp_path, two_pods(100, 3.0, tells=False)))
     [doubt] = [f for f in result["quality"] if "nothing shows that it started" in f["effect"]]
     assert doubt["severity"] == "warning"

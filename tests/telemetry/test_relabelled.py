@@ -97,7 +97,7 @@ SPELLED = [
 
 
 @pytest.mark.parametrize(("spelled", "severity"), SPELLED)
-def test_a_series_under_other_labels_goes_on(tmp_path, spelled, severity):
+def test_a_series_continues_under_other_labels(tmp_path, spelled, severity):
     window = open_window(write_window(tmp_path / "w", captured(spelled), {}))
     assert found(window) == (TRUE_REQUESTS, TRUE_REQUESTS)
     assert {each for each, _ in result(window)} == {severity}
@@ -106,7 +106,7 @@ def test_a_series_under_other_labels_goes_on(tmp_path, spelled, severity):
 @pytest.mark.parametrize(
     "spelled", [each.values[0] for each in SPELLED], ids=[e.id for e in SPELLED]
 )
-@pytest.mark.parametrize("started", [-9000.0, None], ids=["start told", "not told"])
+@pytest.mark.parametrize("started", [-9000.0, None], ids=["start known", "start unknown"])
 def test_each_of_several_children_goes_on_as_itself(tmp_path, spelled, started):
     rows = captured(spelled, started=started, reasons=("stop", "length", "abort"))
     window = open_window(write_window(tmp_path / "w", rows, {}))
@@ -129,7 +129,7 @@ def test_a_child_that_is_new_as_nothing_vanishes_counts_from_0(tmp_path):
     assert result(window) == []
 
 
-@pytest.mark.parametrize("start", [-9000.0, None], ids=["start told", "not told"])
+@pytest.mark.parametrize("start", [-9000.0, None], ids=["start known", "start unknown"])
 def test_the_next_process_under_other_labels_counts_from_0(tmp_path, start):
     rows = captured(lambda n: OTHER_POD if n >= 30 else {}, restart=30, started=start)
     window = open_window(write_window(tmp_path / "w", rows, {}))

@@ -110,7 +110,7 @@ def test_an_hour_without_histograms_has_minutes_of_the_others(tmp_path):
     assert window.sql("select n from minute_histograms").rows() == [(2,)]
 
 
-def test_damaged_histograms_of_format_1_are_said_to_be(copy):
+def test_damaged_histograms_of_format_1_are_reported(copy):
     """Without a list of hashes, reading them shows it."""
     of_format_1(copy)
     (hour,) = (copy / "histograms").glob("*.parquet")
@@ -203,7 +203,7 @@ print(open_window(sys.argv[1]).sql("select count(*) as n from minutes").item())
         pytest.param(lambda folder: folder.write_text("x"), False, id="a file"),
     ],
 )
-def test_only_a_private_folder_among_the_temporary_ones_is_used(copy, tmp_path, make, is_used):
+def test_only_a_private_temporary_folder_is_used(copy, tmp_path, make, is_used):
     expected = minutes_of(copy).height
     shutil.rmtree(copy / ".rollup")
     (copy / ".rollup").write_text("in the way")

@@ -22,7 +22,7 @@ def key(metric=METRIC, kind="counter", **more):
 
 
 def counted(values, *, up=None, start=0):
-    """A buffer with one counter: a value a second, None where the series was not in the scrape."""
+    """A buffer with one counter: one value per second, None if the series was not in the scrape."""
     buffer = RowBuffer()
     for second, value in enumerate(values, start=start):
         buffer.scrape("vllm", T0 + second * SECOND, is_up=True, seconds=None)

@@ -12,12 +12,12 @@ def test_a_window_is_opened_by_name_from_anywhere_below_the_repository(examples,
     assert open_window("vllm-sweep").name == "vllm-sweep"
 
 
-def test_a_name_that_is_none_lists_those_there_are():
+def test_an_unknown_name_lists_the_existing_ones():
     with pytest.raises(WindowError, match="vllm-sweep"):
         open_window("no-such-window")
 
 
-def test_a_folder_that_is_no_window_is_said_to_be_none(tmp_path):
+def test_a_folder_that_is_not_a_window_is_refused(tmp_path):
     with pytest.raises(WindowError, match=r"no readable window\.json"):
         open_window(tmp_path)
 
@@ -27,7 +27,7 @@ def test_sql_binds_values(sweep):
     assert answer.item() == 1
 
 
-def test_a_query_that_is_none_is_said_to_be_none(sweep):
+def test_an_invalid_query_is_reported(sweep):
     with pytest.raises(InputError, match="cannot answer that query"):
         sweep.sql("select nothing from nowhere")
 

@@ -1,4 +1,4 @@
-"""Tasks side by side in processes: done in any order, each once, whoever dies."""
+"""Tasks side by side in processes: done in any order, each once, even if workers die."""
 
 import os
 import signal
@@ -45,6 +45,6 @@ def test_a_task_whose_worker_died_is_done_again_and_so_are_all_others(tmp_path):
         pytest.param("refused", InputError, "no such word", id="raises"),
     ],
 )
-def test_what_cannot_be_done_is_said(tmp_path, word, error, says):
+def test_an_impossible_request_is_reported(tmp_path, word, error, says):
     with pytest.raises(error, match=says):
         done_by(1, [word], tmp_path)

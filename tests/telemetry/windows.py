@@ -40,7 +40,7 @@ def written(path: Path, minutes=range(20), **more) -> Path:
 
 
 def downsampled(path: Path) -> Path:
-    """A window as a thinned pull writes it: the rollup lies beside the tables."""
+    """A window as a downsampled pull writes it: the rollup is next to the tables."""
     whole = open_window(written(path.with_name("whole")))
     minutes = {
         name: whole.sql(f"select * from {name}") for name in ("minutes", "minute_histograms")

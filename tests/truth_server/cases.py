@@ -68,7 +68,7 @@ class Case:
 
 @dataclass(frozen=True)
 class _Draft:
-    """What a shape is made of: where, how much the server can do, and the dice."""
+    """Inputs of a shape: the server, its capacity, and the random numbers."""
 
     server: str
     mix: str
@@ -79,7 +79,7 @@ class _Draft:
 
     @property
     def full(self) -> float:
-        """Requests a second at capacity."""
+        """Requests per second at capacity."""
         return self.truth.requests_per_second
 
     @property

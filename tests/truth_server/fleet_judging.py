@@ -43,7 +43,7 @@ class Replay:
 
     @property
     def is_right(self) -> bool:
-        """Whether it went no worse than it did."""
+        """Whether it went no worse than before."""
         return self.is_slo_kept and (self.before.fell_behind or not self.after.fell_behind)
 
 
@@ -174,7 +174,7 @@ def replays(made: Fleet, kept: Mapping[str, Kept], surplus: Surplus) -> list[Rep
 
 @dataclass(frozen=True)
 class Trial:
-    """What the package's replay says of so many replicas of a model, None for nothing.
+    """The package's replay of that many replicas of a model; None without one.
 
     The requests of the window came `scale` times as often; `kept_up` is what happened, None where
     that was not tried.

@@ -123,7 +123,7 @@ class Fleet:
 
 @dataclass(frozen=True)
 class Kept:
-    """How the requests that came in the window fared, in order of arrival, and its output."""
+    """The latencies of the requests in the window, in order of arrival, and its output."""
 
     requests: tuple[Request, ...]
     output_tokens: int
@@ -175,7 +175,7 @@ def _p95(values: Sequence[float]) -> float:
 
 
 class _Running:
-    """One replica at work, told of at its scrapes."""
+    """One replica at work, as seen by its scrapes."""
 
     def __init__(
         self, service: Service, member: Member, seed: int, probes: Sequence[float], on: OnScrape

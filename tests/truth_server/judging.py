@@ -1,4 +1,4 @@
-"""What the package says of a made-up window, held against its truth.
+"""The package's figures for a simulated window, compared with the truth.
 
 A two-sided answer is right where its interval holds the truth; "at least" and "at most" where the
 truth is on that side. Some servers give less past a peak (they thrash their cache, say): a constant
@@ -167,7 +167,7 @@ def _contradiction(found: Mapping[str, Estimate], held: float) -> str:
 
 
 def form(low: float | None, mid: float | None, high: float | None) -> str:
-    """How much an answer says: two-sided, at least, at most, or unknown."""
+    """The form of an answer: two-sided, at least, at most, or unknown."""
     if low is not None and high is not None:
         return "two-sided"
     if low is None and high is None:
@@ -183,7 +183,7 @@ def is_right(
     *,
     slack_ratio: float = _ROUNDING,
 ) -> bool | None:
-    """Whether the truth is on the side of the ends that are given; None where nothing is said.
+    """Whether the truth is on the side of the ends that are given; None if it is unknown.
 
     Where there is an `other` truth, what lies between the two will do.
     """

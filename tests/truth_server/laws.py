@@ -25,7 +25,7 @@ class Law(Protocol):
 
 @dataclass(frozen=True)
 class Affine:
-    """A fixed part, and so much a request, a prompt token and a token read from the cache."""
+    """A fixed part, and parts per request, per prompt token and per token read from the cache."""
 
     fixed: float
     per_request: float

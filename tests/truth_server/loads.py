@@ -1,4 +1,4 @@
-"""Arrivals over time: times in seconds, ascending. Rates are requests a second."""
+"""Arrivals over time: times in seconds, ascending. Rates are requests per second."""
 
 from __future__ import annotations
 

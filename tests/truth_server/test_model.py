@@ -23,7 +23,7 @@ def sums(snapshot: Snapshot, name: str) -> tuple[int, float]:
     return sum(counts), total
 
 
-def test_one_request_takes_its_prefill_and_a_step_a_token():
+def test_one_request_takes_its_prefill_and_a_step_per_token():
     end = at_end(Engine(PLAIN, ONE, [Arrivals(np.array([1.0]))]), 100.0)
     prefill, decode = 0.010 + 100 * 0.0001, 49 * 0.011
     assert sums(end, "time_to_first_token_seconds") == (1, pytest.approx(prefill))
@@ -104,7 +104,7 @@ def test_a_full_cache_preempts_and_still_answers_everyone():
     assert (end.running, end.waiting, end.kv_ratio) == (0, 0, 0.0)
 
 
-def test_a_noisy_neighbor_slows_its_stretch_alone():
+def test_a_noisy_neighbor_only_slows_its_own_stretch():
     arrivals = [Arrivals(np.array([0.0, 100.0]))]
     slow = Engine(PLAIN, ONE, arrivals, slow=[Slow(90.0, 200.0, 2.0)])
     first, last = slow.run([50.0, 500.0])

@@ -1,4 +1,4 @@
-"""The kept truths are those that the servers give, and say what latency targets leave of them."""
+"""The kept truths are those that the servers give, and how much latency targets leave of them."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from tests.truth_server.servers import MIXES, PAIRS, SERVERS
 from tests.truth_server.truth import LatencyLevel, Truth, level_of, truths
 
 
-def test_a_kept_level_is_measured_again():
+def test_a_kept_load_level_is_measured_again():
     server, mix = "cpu-small", "tiny-fixed"
     kept = truths()[server, mix].levels[-1]
     again = level_of(SERVERS[server], MIXES[mix], kept.clients)
@@ -44,7 +44,7 @@ def test_the_capacity_within_targets(ttft, itl, expected):
         pytest.param((None, None, None), 9.0, ("unknown", None), id="nothing said"),
     ],
 )
-def test_how_an_answer_is_judged(ends, truth, expected):
+def test_judging_an_answer(ends, truth, expected):
     low, mid, high = ends
     assert (form(low, mid, high), is_right(low, high, truth)) == expected
 

@@ -1,4 +1,4 @@
-"""What each server holds at most with each mix: found by running it, not by looking at its law.
+"""The capacity of each server with each mix, found by running it.
 
 Capacity: the highest output rate that a constant number of clients, each asking again as soon as it
 is answered, sustains for 25 minutes. Within latency targets: the highest rate of Poisson arrivals

@@ -1,4 +1,4 @@
-"""Steps of made servers, by laws that the comparison does not know.
+"""Steps of simulated servers, by laws that the comparison does not know.
 
 Demand follows the hour, wanders by an Ornstein-Uhlenbeck process and has bursts; token times follow
 a power law of the load, prompts slow them, and the machine has slow weather of its own (a neighbor,

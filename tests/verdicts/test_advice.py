@@ -53,7 +53,7 @@ def test_the_effect_of_more_sequences_is_bounded_by_proportion():
     assert "8.0 requests ran and 20.0 waited" in found.evidence
 
 
-def test_an_effect_that_cannot_be_told_says_why():
+def test_an_unknown_effect_has_a_reason():
     (found,) = advised(*[PREFILL] * 8)
     assert "token budget" in found.effect.reason
 
@@ -78,7 +78,7 @@ def test_replicas_never_needed_at_once_are_named(found, effect):
     assert all(one.engine == "fleet" for one in own)
 
 
-def test_recorded_sweep_wants_kv_memory_first(sweep):
+def test_recorded_sweep_needs_kv_memory_first(sweep):
     found = advice(engine_fits(engine_steps(sweep, time_range=sweep.extent)))
     assert [one.setting for one in found] == ["KV memory"]
     assert 0 <= found[0].effect.low < found[0].effect.high < 1

@@ -1,4 +1,4 @@
-"""Throughput and latency at a named concurrency, between and beyond the loads seen."""
+"""Throughput and latency at a named concurrency, between and beyond the tested loads."""
 
 import numpy as np
 import polars as pl
@@ -42,7 +42,7 @@ def test_the_truth_of_a_law_is_inside_between_and_beyond_the_loads(clients):
         assert estimate.low <= truth <= estimate.high, name
 
 
-def test_farther_loads_are_less_sure():
+def test_loads_farther_away_are_less_certain():
     widths = [
         (found.high / found.low)
         for found in (
@@ -58,7 +58,7 @@ def test_past_a_proven_limit_it_is_the_capacity():
     assert found.mid == pytest.approx(law(32.0))
 
 
-def test_clients_are_the_loads_where_every_row_tells_them():
+def test_clients_are_the_loads_if_every_row_has_them():
     table = TABLE.with_columns(clients=2 * pl.col("running_requests"))
     at = fit_at(table, 32.0).output_tokens_per_second
     assert at.mid == pytest.approx(law(16.0), rel=0.05)
@@ -81,17 +81,17 @@ def test_no_more_run_than_the_server_runs_at_once():
         pytest.param(5, 999.0, "output_tokens_per_second", "nearer to it", id="far beyond"),
     ],
 )
-def test_what_cannot_be_told_says_why(columns, clients, name, why):
+def test_an_unknown_value_has_a_reason(columns, clients, name, why):
     table = TABLE.head(columns).select("running_requests", "output_tokens_per_second")
     estimate = getattr(fit_at(table, clients), name)
     assert estimate.is_unknown
     assert why in estimate.reason
 
 
-def test_a_concurrency_of_nothing_is_refused():
+def test_a_concurrency_of_0_is_refused():
     with pytest.raises(InputError, match="above 0"):
         fit_at(TABLE, 0.0)
 
 
-def test_one_load_says_nothing_of_another():
+def test_one_load_is_not_enough_to_estimate_another():
     assert expected_output(LoadPoints.of([4.0, 4.0], [100.0, 101.0]), 8.0) is None

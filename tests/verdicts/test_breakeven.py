@@ -23,7 +23,7 @@ def found(**changed):
     return break_even(API, **{**asked, **changed})
 
 
-def test_a_request_at_the_api():
+def test_the_cost_of_a_request_at_an_api():
     assert found().api_usd_per_request == pytest.approx(0.0002)
 
 

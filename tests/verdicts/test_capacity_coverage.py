@@ -1,4 +1,4 @@
-"""How often a capacity holds the truth, on servers and loads that nothing was tuned on.
+"""How often a capacity contains the truth, on servers and loads not used for tuning.
 
 The cases are those of their kind that take the fewest requests, of a seed that no constant of the
 package was chosen with; of loads that vary every third by requests, since the shortest of them tell
@@ -86,7 +86,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
 
 
 @pytest.mark.parametrize(("kind", "number"), CASES)
-def test_a_bound_is_true_and_no_minute_denies_a_capacity(judge: Judge, kind: str, number: int):
+def test_bounds_hold_and_no_minute_contradicts_a_capacity(judge: Judge, kind: str, number: int):
     one = judge(kind, number)
     if one.capacity.is_bound:
         assert one.is_right
@@ -102,17 +102,17 @@ def two_sided(judged: list[Judged]) -> list[Judged]:
     return [one for one in judged if one.capacity.is_known]
 
 
-def test_intervals_hold_the_truth(judge: Judge):
+def test_intervals_contain_the_truth(judge: Judge):
     assert fmean(bool(one.is_right) for one in two_sided(of(judge, *NUMBERS))) >= 0.88
 
 
-def test_a_steady_light_load_says_no_less_than_what_was_held(judge: Judge):
+def test_a_steady_light_load_gives_at_least_the_observed_output(judge: Judge):
     for one in of(judge, "constant"):
         assert one.capacity.low is not None
         assert one.capacity.low >= 0.9 * one.held
 
 
-def test_a_load_that_varies_is_answered_nearly_without_bias(judge: Judge):
+def test_a_varying_load_gives_a_nearly_unbiased_estimate(judge: Judge):
     varied = of(judge, "varied")
     answered = two_sided(varied)
     assert len(answered) >= 0.7 * len(varied)

@@ -1,4 +1,4 @@
-"""Capacities of servers whose truth is known: right, or silent.
+"""Capacities of servers whose truth is known: right, or unknown.
 
 The servers are made by tests/truth_server, whose laws are not the package's; many more of them are
 judged by `python -m bench.capacity_truth`. A one-sided answer is right where the truth is on its
@@ -45,26 +45,26 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Judge:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_capacity_is_right_or_it_is_not_said(judged: Judge, name: str):
+def test_a_capacity_is_right_or_unknown(judged: Judge, name: str):
     one = judged(name)
     assert one["capacity_right"] is not False, result(one, "capacity")
 
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("figure", ["headroom", "utilization", "idle_usd", "replicas"])
-def test_what_rests_on_a_capacity_is_right_or_it_is_not_said(judged: Judge, name: str, figure: str):
+def test_figures_based_on_a_capacity_are_right_or_unknown(judged: Judge, name: str, figure: str):
     one = judged(name)
     assert one[f"{figure}_right"] is not False, result(one, figure)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_window_does_not_deny_its_own_capacity(judged: Judge, name: str):
+def test_a_window_does_not_contradict_its_own_capacity(judged: Judge, name: str):
     assert judged(name)["contradicted"] == ""
 
 
 @pytest.mark.parametrize("name", STEADY)
-def test_steady_light_load_still_says_what_the_server_did(judged: Judge, name: str):
-    """Never less than nine tenths of the best minute that was held."""
+def test_a_steady_light_load_still_shows_what_the_server_did(judged: Judge, name: str):
+    """Never less than nine tenths of the best minute."""
     one = judged(name)
     assert one["capacity_low"] is not None
     assert one["capacity_low"] >= 0.9 * one["held"]

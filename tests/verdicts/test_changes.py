@@ -1,4 +1,4 @@
-"""A change is found where one was planted, and hardly ever where none was; by made servers."""
+"""Planted changes are found, and false alarms are rare, on simulated servers."""
 
 import numpy as np
 import polars as pl
@@ -28,15 +28,15 @@ def test_false_alarms_are_rare_whatever_slows_the_servers(judged_pairs):
     assert max(alarms.values()) <= 1
 
 
-def test_intervals_hold_the_truth(judged_pairs):
+def test_intervals_contain_the_truth(judged_pairs):
     held = sum(found.held for found in judged_pairs.values())
     assert held >= 0.97 * 20 * len(PAIRS)
 
 
-def test_a_change_is_found_where_it_is_said_that_it_would_be(judged_pairs):
-    told = [each for found in judged_pairs.values() for each in found.promised(PLANTED)]
-    assert sum(bool(each.is_more_than_noise) for each in told) >= 0.9 * len(told)
-    assert len(told) > 80
+def test_a_change_of_the_stated_detectable_size_is_found(judged_pairs):
+    result = [each for found in judged_pairs.values() for each in found.promised(PLANTED)]
+    assert sum(bool(each.is_more_than_noise) for each in result) >= 0.9 * len(result)
+    assert len(result) > 80
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_what_would_be_found_is_what_the_hours_can_tell(judged_pairs, name, leas
     assert least <= judged_pairs[name].detectable <= most
 
 
-def test_nothing_known_promises_nothing():
+def test_without_data_the_slo_table_is_empty():
     assert Change(Estimate.unknown("no load in common")).detectable_change_ratio is None
     assert Change(Estimate.exact(1.0)).detectable_change_ratio == 0.0
 
@@ -99,19 +99,19 @@ def test_first_tokens_raise_no_false_alarms():
     assert found.alarms / TIMES <= 0.05
 
 
-def test_loads_that_were_never_shared_tell_nothing():
+def test_loads_never_shared_show_nothing():
     rng = np.random.default_rng(1)
     sides = made_steps(rng, demand=1.0), made_steps(rng, demand=300.0)
-    told = change(*map(comparable_steps, sides), "itl_seconds")
-    assert told.is_more_than_noise is None
-    assert "hardly any load in common" in told.ratio.reason
+    result = change(*map(comparable_steps, sides), "itl_seconds")
+    assert result.is_more_than_noise is None
+    assert "hardly overlap" in result.ratio.reason
 
 
-def test_what_was_not_observed_tells_nothing():
+def test_unobserved_steps_show_nothing():
     rng = np.random.default_rng(2)
     steps = made_steps(rng, hours=2).with_columns(ttft_p95_seconds=pl.lit(None, pl.Float64))
-    told = change(comparable_steps(steps), comparable_steps(steps), "ttft_seconds")
-    assert told.ratio.reason == "it was not observed in A and B"
+    result = change(comparable_steps(steps), comparable_steps(steps), "ttft_seconds")
+    assert result.ratio.reason == "it was not observed in A and B"
 
 
 def test_gaps_restarts_and_idle_steps_are_left_out():
@@ -125,15 +125,15 @@ def test_gaps_restarts_and_idle_steps_are_left_out():
     assert comparable_steps(marked).height == 35
 
 
-@pytest.mark.parametrize(("factor", "told"), [(1.0, False), (3.0, True)])
-def test_a_mean_changes_beyond_its_own_noise(factor, told):
+@pytest.mark.parametrize(("factor", "result"), [(1.0, False), (3.0, True)])
+def test_a_change_of_a_mean_beyond_its_noise_is_found(factor, result):
     rng = np.random.default_rng(4)
     sides = made_steps(rng), made_steps(rng, demand=6.0 * factor**2)
-    assert mean_change(*sides, "output_tokens_per_second").is_more_than_noise is told
+    assert mean_change(*sides, "output_tokens_per_second").is_more_than_noise is result
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "told"),
+    ("before", "after", "result"),
     [
         pytest.param(Estimate.known(95, 100, 105), Estimate.known(97, 102, 107), False, id="close"),
         pytest.param(Estimate.known(95, 100, 105), Estimate.known(142, 150, 158), True, id="apart"),
@@ -141,5 +141,5 @@ def test_a_mean_changes_beyond_its_own_noise(factor, told):
         pytest.param(Estimate.known(0, 1, 2), Estimate.known(1, 2, 3), None, id="it may be 0"),
     ],
 )
-def test_two_estimates(before, after, told):
-    assert ratio_of(before, after).is_more_than_noise is told
+def test_two_estimates(before, after, result):
+    assert ratio_of(before, after).is_more_than_noise is result

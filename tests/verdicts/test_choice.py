@@ -93,7 +93,7 @@ def test_the_band_between_two_gpus_that_were_scaled_holds_on_silicon():
 
 
 def scaled_pairs():
-    """The ratio of two GPUs as a third lets expect it, and as measured: silicon rows of one load.
+    """The ratio of two GPUs as predicted from a third, and as measured: silicon rows of one load.
 
     The step times were fitted on these rows; `bench/whatif.py` leaves models out.
     """
@@ -128,7 +128,7 @@ def scaled(here, there):
     return what_if(asked).output_tokens_per_second.scaled(1 / here.output_tokens_per_second)
 
 
-def test_an_option_that_cannot_be_had_changes_nothing():
+def test_an_unavailable_option_changes_nothing():
     gone = replace(offer("H100", 2.63, 2.0), is_comparable=False)
     assert choice(gone, HERE) is None
     assert choices([HERE, gone], here="A100") == ()

@@ -1,4 +1,4 @@
-"""Published claims held against a window."""
+"""Published claims compared with a window."""
 
 from dataclasses import replace
 
@@ -38,7 +38,7 @@ def test_worked_example_used_1_7_percent_of_a_published_run():
     assert (round(bound.requests_per_second, 2), round(bound.used_ratio, 4)) == (26.66, 0.0170)
 
 
-def test_full_gpu_costs_59_times_less_a_request():
+def test_full_gpu_costs_59_times_less_per_request():
     bound = published_bound(measurements(), **GUIDE)
     full = usd_per_request_at(bound, Estimate.exact(1.64, "list"))
     assert 0.001005 / full.mid == pytest.approx(58.8, abs=0.1)

@@ -113,7 +113,7 @@ def test_without_a_price_every_money_figure_says_so():
     assert found.utilization.mid == pytest.approx(0.5)
 
 
-def test_an_idle_window_has_idle_dollars_and_no_cost_each():
+def test_an_idle_window_has_idle_dollars_and_no_unit_cost():
     idle = Usage(3.0, 0, 0, 0, None, 0.0)
     found = costs(idle, usd_per_gpu_hour=dollars(2.0), capacity=NO_KNEE)
     assert found.idle_usd.mid == 6.0
@@ -128,9 +128,11 @@ def test_an_unknown_knee_leaves_idle_dollars_unknown_with_its_reason():
     assert found.idle_usd.reason == NO_KNEE.reason
 
 
-def test_a_rate_above_the_foreseen_capacity_is_full_use():
+def test_a_rate_above_the_extrapolated_capacity_is_full_use():
     found = costs(
-        BUSY, usd_per_gpu_hour=dollars(2.0), capacity=Estimate.known(20.0, 40.0, 60.0, "foreseen")
+        BUSY,
+        usd_per_gpu_hour=dollars(2.0),
+        capacity=Estimate.known(20.0, 40.0, 60.0, "extrapolated"),
     )
     used = found.utilization
     assert (used.low, used.mid, used.high) == (pytest.approx(50 / 60), 1.0, 1.0)

@@ -89,7 +89,7 @@ def test_kv_limit_running(kv_ratio, expected):
     assert found == (None if expected is None else pytest.approx(expected))
 
 
-def test_a_curve_that_bends_is_foreseen():
+def test_the_peak_of_a_bending_curve_is_predicted():
     seen = LOADS[:5]
     peak_estimate = extrapolated_peak(LoadPoints.of(seen, law(seen, sigma=0.2)))
     assert peak_estimate is not None
@@ -97,7 +97,7 @@ def test_a_curve_that_bends_is_foreseen():
     assert peak_estimate.low < law(64.0, sigma=0.2) < peak_estimate.high
 
 
-def test_a_peak_is_no_less_than_what_was_seen():
+def test_a_peak_is_at_least_the_observed_maximum():
     falling = LoadPoints.of(LOADS, [30.0, 58.0, 110.0, 200.0, 300.0, 240.0])
     peak_estimate = extrapolated_peak(falling)
     assert 0.96 * 300 < peak_estimate.low < 300
@@ -106,7 +106,7 @@ def test_a_peak_is_no_less_than_what_was_seen():
     assert peak_estimate.high > 1.05 * 300
 
 
-def test_a_line_is_refused_and_says_how_far_to_go():
+def test_a_straight_line_is_refused_with_the_load_needed():
     peak_estimate = extrapolated_peak(LoadPoints.of(LOADS, 30 * LOADS))
     assert peak_estimate is not None
     assert not peak_estimate.is_answer
@@ -121,7 +121,7 @@ def test_the_kv_limit_cuts_a_line():
     assert peak_estimate.low < 30 * 40 * 0.94 < peak_estimate.high
 
 
-def test_a_nearer_kv_limit_never_foresees_more():
+def test_a_lower_kv_limit_never_predicts_more():
     loads = LoadPoints.of(LOADS, law(LOADS))
     mids = [extrapolated_peak(loads, kv_limit=limit).mid for limit in (32.0, 40.0, 60.0, 100.0)]
     assert mids == sorted(mids)
@@ -136,6 +136,6 @@ def test_a_nearer_kv_limit_never_foresees_more():
         pytest.param([8.0], 15.0, True, id="one load near a full cache"),
     ],
 )
-def test_what_it_takes_to_foresee(running, kv_limit, is_foreseen):
+def test_data_needed_for_a_prediction(running, kv_limit, is_foreseen):
     peak_estimate = extrapolated_peak(LoadPoints.of(running, law(running)), kv_limit)
     assert (peak_estimate is not None) == is_foreseen

@@ -71,7 +71,7 @@ def test_one_side_against_itself_gains_nothing():
     assert log_ratio(same, same) == 0.0
 
 
-def test_a_ratio_leans_on_the_plain_one_of_data_sheets():
+def test_a_ratio_is_partly_that_of_the_data_sheets():
     here, there = sheet_side("A100-80GB-SXM"), sheet_side("H100-80GB-SXM")
     by_shares = math.log(there.output_tokens_per_second / here.output_tokens_per_second)
     bandwidth = math.log(there.machine.gpu.mem_bw_tb_s / here.machine.gpu.mem_bw_tb_s)
@@ -89,7 +89,7 @@ def test_a_ratio_leans_on_the_plain_one_of_data_sheets():
         pytest.param("H100-80GB-SXM", "MI300X-OAM", UNTIMED_SHEET_SHARE, id="no tables"),
     ],
 )
-def test_data_sheets_have_more_say_where_kernels_were_not_timed(one, other, share):
+def test_data_sheets_weigh_more_where_kernels_were_not_timed(one, other, share):
     sides = [side(job(), machine(gpu), shipped_calibration()) for gpu in (one, other)]
     assert sheet_share(*sides) == share
 
@@ -104,7 +104,7 @@ def test_kernels_that_widen_weights_reach_as_much_of_ampere_as_wgmma_would_of_ho
     assert shares["H100-80GB-SXM"] / shares["A100-80GB-SXM"] == pytest.approx(0.63)
 
 
-def question(**told):
+def question(**changes):
     asked = {
         "llm": find_llm("Qwen3-8B"),
         "dtype": "bf16",
@@ -117,7 +117,7 @@ def question(**told):
         "output_tokens": 256.0,
         "load": Load(clients=4.0),
     }
-    return Question(**asked | told)
+    return Question(**asked | changes)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def question(**told):
 )
 def test_what_is_farther_from_the_measurement_has_the_wider_band(narrow, wide):
     widths = []
-    for told in (narrow, wide):
-        found = what_if(question(**told))
+    for changes in (narrow, wide):
+        found = what_if(question(**changes))
         widths.append(found.high / found.low)
     assert widths[0] < widths[1]

@@ -65,7 +65,7 @@ LOADS = tuple(
         pytest.param(
             (SloLoad(16.0, 100.0, 0.5, 0.1), SloLoad(64.0, 0.0, 2.0, 0.1)),
             100.0,
-            id="the next cannot be told: no more than the last",
+            id="the next is unknown: no more than the last",
         ),
         pytest.param((), None, id="no load"),
         pytest.param(LOADS[3:], None, id="the lightest misses them"),
@@ -125,7 +125,7 @@ def test_a_version_is_known_by_its_published_pairs():
     assert moved.itl_seconds.mid == pytest.approx(found.itl_seconds.mid / effect.mid)
 
 
-def test_a_version_that_nobody_published_makes_the_answer_unknown():
+def test_an_unpublished_version_makes_the_answer_unknown():
     effect = version_effect(question(), published_runs(), here="0.17.0", there="0.30.0")
     assert "no published pair of vLLM 0.17.0 and 0.30.0" in effect.reason
     assert not with_version(ASK(question()), effect).is_known
@@ -134,7 +134,7 @@ def test_a_version_that_nobody_published_makes_the_answer_unknown():
 @pytest.mark.parametrize(
     ("here", "there", "words", "more"),
     [
-        pytest.param("0.18.0", None, "assuming vLLM 0.18.0 on the other side", 0.0, id="one named"),
+        pytest.param("0.18.0", None, "assuming vLLM 0.18.0 on both sides", 0.0, id="one named"),
         pytest.param("0.30.0", "0.30.0", "vLLM 0.30.0 on both sides", 0.0, id="the same"),
         pytest.param("0.15.1", "0.18.0", "hence the wider band", 0.15, id="of unknown effect"),
         pytest.param("0.15.1", "0.30.0", "no published pair of vLLM 0.15.1", None, id="too new"),
@@ -157,7 +157,7 @@ def test_an_engine_version_that_no_pair_of_the_model_shows(here, there, words, m
     assert found.itl_seconds.high >= plain.itl_seconds.high
 
 
-def test_a_moved_time_to_first_token_is_in_proportion_to_the_measured_one():
+def test_a_scaled_ttft_is_proportional_to_the_measured_one():
     asked = question(load=Load(clients=64))
     here, there = (
         side(asked.job_here, Machine(gpu, gpu.tensor_tflops), shipped_calibration(), clients=64)
@@ -168,17 +168,17 @@ def test_a_moved_time_to_first_token_is_in_proportion_to_the_measured_one():
         assert moved.ttft_ratio == pytest.approx(ratio * there.ttft_seconds / here.ttft_seconds)
 
 
-def test_a_light_load_tells_of_a_full_one():
+def test_a_light_load_predicts_a_full_one():
     light = question(output_tokens_per_second=490.5, load=Load(clients=4))
     found = full_from_light(light, ASK)
     truth = 3559.0  # measured with 64 clients (silicon_vllm.csv); the question is 128
     assert found.high > truth
     assert found.mid < 2 * truth
-    assert "at 128 running, corrected by the measured time per token at 4" in found.sources
-    assert "of which so light a load tells nothing" in found.sources
+    assert "at a concurrency of 128, corrected by the time per token measured at 4" in found.sources
+    assert "but so light a load does not support an estimate" in found.sources
     assert math.log(found.high / found.low) < 1
 
 
-def test_a_load_near_the_full_one_is_asked_all_the_way():
+def test_a_load_near_saturation_is_extrapolated_to_saturation():
     found = full_from_light(question(load=Load(clients=64)), ASK)
-    assert "tells nothing" not in found.sources
+    assert "does not support an estimate" not in found.sources

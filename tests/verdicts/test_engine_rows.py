@@ -30,7 +30,7 @@ def rows(tokens, capacity=100.0, ttft=None):
     return engine_rows(bill(parts), parts, (), ttft or {})
 
 
-def test_no_engine_no_rows():
+def test_without_an_engine_there_are_no_rows():
     assert rows({}) == ()
 
 

@@ -17,5 +17,5 @@ def test_least_squares_without_negatives_are_those_of_the_library(seed):
     assert _least_squares(matrix, wanted) == pytest.approx(nnls(matrix, wanted)[0], abs=1e-9)
 
 
-def test_nothing_helps_where_all_parts_would_be_below_zero():
+def test_negative_parts_give_no_fit():
     assert _least_squares(np.eye(4), np.full(4, -1.0)).tolist() == [0.0] * 4

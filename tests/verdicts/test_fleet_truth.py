@@ -39,7 +39,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
 
 
 @pytest.mark.parametrize("name", LOPSIDED)
-def test_replicas_that_nobody_needed_can_go_and_the_others_keep_up(judge: Judge, name: str):
+def test_unneeded_replicas_can_be_removed_and_the_others_keep_up(judge: Judge, name: str):
     _, replays = judge(name)
     (replay,) = replays
     assert replay.removed >= 1
@@ -55,7 +55,7 @@ def test_the_replay_of_the_package_says_what_happened(judge: Judge, name: str):
 
 @pytest.mark.parametrize("figure", FIGURES)
 @pytest.mark.parametrize("name", MADE)
-def test_what_is_said_of_a_fleet_holds_the_truth(judge: Judge, name: str, figure: str):
+def test_intervals_of_a_fleet_contain_the_truth(judge: Judge, name: str, figure: str):
     row, _ = judge(name)
     assert row[f"{figure}_right"] is not False
 

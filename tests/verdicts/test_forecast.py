@@ -20,19 +20,19 @@ def rows(values, interval_seconds=HOUR, start=0.0):
 
 
 def daily_cycle(hours, *, level=1000.0, swing=0.6, noise=0.1, seed=0):
-    """Requests an hour whose mean is known: a sine over the day, log-normal noise around it."""
+    """Requests per hour with a known mean: a sine over the day, log-normal noise around it."""
     mean = level * (1 + swing * np.sin(2 * np.pi * np.arange(hours) / 24))
     noisy = mean * np.exp(np.random.default_rng(seed).normal(0, noise, hours) - noise**2 / 2)
     return noisy, mean
 
 
-def test_a_known_daily_cycle_is_foreseen():
+def test_a_known_daily_cycle_is_forecast():
     noisy, mean = daily_cycle(240)
     ahead = forecast_demand(rows(noisy[:216])).frame["mid"].to_numpy()
     assert np.abs(ahead / mean[216:] - 1).mean() < 0.08
 
 
-def test_a_flat_noisy_series_is_foreseen_flat():
+def test_a_flat_noisy_series_gets_a_flat_forecast():
     noisy, _ = daily_cycle(240, swing=0.0, noise=0.3, seed=4)
     ahead = forecast_demand(rows(noisy)).frame["mid"].to_numpy()
     assert ahead.max() / ahead.min() < 1.8
@@ -54,11 +54,11 @@ def test_intervals_hold_about_nine_in_ten_hours_and_say_so():
 @pytest.mark.parametrize(
     ("values", "interval_seconds", "horizon_seconds", "output"),
     [
-        pytest.param([], HOUR, DAY, "no row holds a value", id="no rows at all"),
+        pytest.param([], HOUR, DAY, "no row has a value", id="no rows at all"),
         pytest.param([5.0], HOUR, DAY, "span 1.0 h", id="a single row"),
         pytest.param([5.0] * 23, HOUR, DAY, "span 23.0 h", id="an hour under a day"),
         pytest.param([5.0] * 143, 600.0, DAY, "span 23.8 h", id="a row of 10 min under a day"),
-        pytest.param([None] * 48, HOUR, DAY, "no row holds a value", id="nothing but empty cells"),
+        pytest.param([None] * 48, HOUR, DAY, "no row has a value", id="nothing but empty cells"),
         pytest.param([0.0] * 48, HOUR, DAY, "every row is zero", id="nothing but zeros"),
         pytest.param([5.0] * 72, HOUR, 7 * DAY, "168 h ahead", id="further ahead than back"),
         pytest.param([5.0] * 48 + [None] * 30, HOUR, DAY, "last day", id="the last day missing"),
@@ -99,7 +99,7 @@ def test_from_a_day_on_there_is_an_answer_with_a_coverage(hours):
         ),
     ],
 )
-def test_grains_that_do_not_fit_are_input_errors(
+def test_unsuitable_resolutions_are_input_errors(
     interval_seconds, step_seconds, horizon_seconds, output
 ):
     with pytest.raises(InputError, match=output):
@@ -152,7 +152,7 @@ def test_only_whole_steps_count(start, count, first_step, sums):
         ),
     ],
 )
-def test_the_grain_is_found_through_jitter_and_missing_rows(jitter_seconds, missing):
+def test_the_resolution_is_found_despite_jitter_and_missing_rows(jitter_seconds, missing):
     jitter = np.random.default_rng(2).uniform(-jitter_seconds, jitter_seconds, 600)
     stamps = 1.79e9 + np.arange(600) * 60.0 + jitter
     kept = np.setdiff1d(np.arange(600), missing)
@@ -183,7 +183,7 @@ def test_a_row_off_the_grid_changes_no_hour(stamps):
 
 
 @pytest.mark.parametrize("extra", [0.0, 100.0])
-def test_a_row_more_than_expected_adds_its_count_and_no_more(extra):
+def test_an_extra_row_adds_only_its_count(extra):
     stamps = np.sort(np.append(np.arange(1008) * 600.0, 299_700.0))
     values = np.where(stamps == 299_700.0, extra, 100.0)
     grid = demand_grid(stamps, values, step_seconds=HOUR)
@@ -197,7 +197,7 @@ def test_a_row_more_than_expected_adds_its_count_and_no_more(extra):
         pytest.param(900, 60, "most are 600 s apart, but from row 900 ", id="mostly coarse"),
     ],
 )
-def test_rows_that_change_their_distance_are_an_input_error(coarse, fine, output):
+def test_rows_with_changing_intervals_are_an_input_error(coarse, fine, output):
     gaps = np.concatenate([np.full(coarse, 600.0), np.full(fine, 300.0)])
     with pytest.raises(InputError, match=output):
         demand_grid(np.cumsum(gaps) - 600.0, gaps / 6, step_seconds=HOUR)
@@ -205,7 +205,7 @@ def test_rows_that_change_their_distance_are_an_input_error(coarse, fine, output
 
 @pytest.mark.parametrize("grain", [60.05, 59.95])
 @pytest.mark.parametrize("step", [60.0, 600.0, HOUR, DAY])
-def test_a_clock_that_drifts_keeps_to_the_time(grain, step):
+def test_a_drifting_clock_is_corrected(grain, step):
     stamps = 1.79e9 + np.arange(20_160) * grain
     grid = demand_grid(stamps, np.full(len(stamps), 100.0), step_seconds=step)
     seen = grid.values[np.isfinite(grid.values)]
@@ -279,7 +279,7 @@ def test_a_week_ahead_drifts_from_the_last_day_to_the_week():
 
 
 @pytest.mark.parametrize("now", range(0, 24, 3))
-def test_a_service_that_sleeps_at_night_is_foreseen_at_any_hour(now):
+def test_a_service_idle_at_night_is_forecast_at_any_hour(now):
     hour = np.arange(24 * 12) % 24
     mean = np.where((hour >= 9) & (hour < 18), 100.0, 0.0)
     made = [np.random.default_rng(seed).poisson(mean) for seed in range(8)]
@@ -305,7 +305,7 @@ def test_a_step_out_of_days_alike_to_the_digit_has_an_interval_too():
     assert (ends["high"] >= 600).all()
 
 
-def test_without_a_step_intervals_are_as_measured():
+def test_without_a_step_change_intervals_are_as_measured():
     assert "widened" not in forecast_demand(rows(daily_cycle(24 * 10)[0])).method
 
 
@@ -315,7 +315,7 @@ def test_a_last_day_of_zeros_is_zero_and_has_no_relative_width():
     assert (found.frame["mid"].sum(), found.width_ratio) == (0.0, None)
 
 
-def test_a_constant_series_is_foreseen_to_the_digit():
+def test_a_constant_series_is_forecast_exactly():
     assert set(forecast_demand(rows([500.0] * 168)).frame["mid"]) == {500.0}
 
 

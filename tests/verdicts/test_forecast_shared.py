@@ -38,7 +38,7 @@ NAMES = sorted(SERVICES)
 
 @dataclass(frozen=True)
 class Replay:
-    """What rolling origins found: one number an origin in `mase` and `said`, else means."""
+    """Results of rolling origins: one number per origin in `mase` and `said`, else means."""
 
     mase: float
     coverage: float
@@ -142,17 +142,17 @@ def test_intervals_cover_as_promised():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_coverage_said_is_the_coverage_found(name):
+def test_the_stated_coverage_is_the_observed_coverage(name):
     assert replay(name).stated == pytest.approx(replay(name).coverage, abs=0.10)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_coverage_said_is_not_far_above_that_of_the_last_quarter(name):
+def test_the_stated_coverage_is_not_far_above_that_of_the_last_quarter(name):
     found = replay(name, last_quarter=True)
     assert found.stated <= found.coverage + 0.10
 
 
-def test_the_last_quarters_are_foreseen_no_worse_than_before():
+def test_the_last_quarters_are_forecast_no_worse_than_before():
     assert np.mean([replay(name, last_quarter=True).mase for name in NAMES]) <= 1.04
 
 

@@ -26,7 +26,7 @@ SATURDAY = 5 * DAY
 def demand(
     weeks, *, dip=0.4, noise=0.1, growth=0.0, missing=0.0, holidays=(), swing=0.6, seed=0, start=0
 ):
-    """Requests an hour from `start` hours past Monday 00:00, and the same without gaps.
+    """Requests per hour from `start` hours past Monday 00:00, and the same without gaps.
 
     `dip`: how much quieter weekends are; `growth`: a week; `holidays`: days like weekends.
     """
@@ -77,7 +77,7 @@ def test_a_week_ahead_of_five_weeks_the_error_is_below_the_weekly_naives(made):
     assert "; weekly pattern of 5 weeks" in result.method
 
 
-def test_a_day_ahead_it_is_too_at_any_hour_of_the_week():
+def test_a_day_ahead_the_error_is_small_at_any_hour_of_the_week():
     errors = []
     for seed in range(3):
         _, truth = demand(7, seed=seed)
@@ -185,7 +185,7 @@ def test_longer_steps_have_weekends_too(hours, per_day):
 
 
 @pytest.mark.parametrize("hours_ahead", [6, 48])
-def test_how_far_ahead_is_asked_does_not_decide_on_the_week(hours_ahead):
+def test_the_horizon_does_not_affect_the_choice_of_the_weekly_pattern(hours_ahead):
     seen, _ = demand(5, missing=0.1, holidays=[8, 30])
     steps = rows(np.nansum(seen.reshape(-1, 6), axis=1), 6 * HOUR)
     result = forecast_demand(steps, step_seconds=6 * HOUR, horizon_seconds=hours_ahead * HOUR)
@@ -201,7 +201,7 @@ def test_how_far_ahead_is_asked_does_not_decide_on_the_week(hours_ahead):
         pytest.param([np.nan] * 5, None, id="nothing measured"),
     ],
 )
-def test_a_coverage_measured_on_few_days_is_stated_with_care(by_day, stated):
+def test_a_coverage_measured_on_few_days_is_shrunk(by_day, stated):
     errors = np.repeat(np.asarray(by_day, dtype=float), DAY)[:, None]
     found = stated_coverage(Backtest(np.arange(len(errors)), errors, float(len(by_day))), DAY)
     assert found == (stated if stated is None else pytest.approx(stated, abs=0.001))

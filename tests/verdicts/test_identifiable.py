@@ -119,7 +119,7 @@ RUNNING = 1.5 ** np.arange(12)
         ),
     ],
 )
-def test_a_curve_that_straightens_again_does_not_end_near(step_times, expected):
+def test_a_curve_that_straightens_again_has_no_nearby_peak(step_times, expected):
     assert is_easing(LoadPoints.of(RUNNING, RUNNING / step_times), None) == expected
 
 
@@ -131,7 +131,7 @@ def test_a_curve_that_straightens_again_does_not_end_near(step_times, expected):
         pytest.param(100.0, False, id="the memory ends near the loads seen"),
     ],
 )
-def test_steps_that_ease_a_little_tell_of_a_far_limit_alone(kv_limit, expected):
+def test_slightly_easing_steps_only_indicate_a_far_limit(kv_limit, expected):
     running = np.linspace(1, 60, 20)
     step_times = 10 + running - 0.004 * running**2  # the upper half rises 0.7 × as steeply
     assert is_easing(LoadPoints.of(running, running / step_times), kv_limit) == expected
@@ -146,7 +146,7 @@ def test_steps_that_ease_a_little_tell_of_a_far_limit_alone(kv_limit, expected):
         pytest.param(40, 2000.0, False, id="many ran"),
     ],
 )
-def test_small_batches_do_not_tell_of_large_ones(most, kv_limit, expected):
+def test_small_batches_do_not_predict_large_ones(most, kv_limit, expected):
     running = np.linspace(0.5, most, 12)
     assert is_batch_small(LoadPoints.of(running, running / (10 + running)), kv_limit) == expected
 
@@ -176,7 +176,7 @@ def test_too_little_is_no_blocks():
         pytest.param([30, 55, 88, 130, 118], None, id="fallen past its peak"),
     ],
 )
-def test_a_load_below_the_line_of_its_neighbors_is_told(output, expected):
+def test_a_load_below_its_neighbors_line_is_reported(output, expected):
     assert dipped(LoadPoints.of([1, 2, 4, 8, 16], output)) == expected
 
 
@@ -206,7 +206,7 @@ def test_an_overload_that_a_neighbor_slowed_is_no_plateau():
     (fit,) = engine_fits(made_steps(*free, *held))
     assert (fit.kind, fit.capacity.mid, fit.capacity.high) == (BOUNDED, None, None)
     assert fit.capacity.low == pytest.approx(300, rel=0.08)
-    assert "while requests waited the server gave 235" in fit.capacity.reason
+    assert "while requests waited, the server produced 235" in fit.capacity.reason
 
 
 def test_a_queue_now_and_then_is_no_plateau():

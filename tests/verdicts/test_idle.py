@@ -16,7 +16,7 @@ SCHEMA = {"ts": pl.Datetime("us", "UTC"), "cost_usd": pl.Float64, "utilization_r
 
 
 def hours(ratios, cost_usd=2.0, start=MONDAY):
-    """One row an hour from Monday on; a ratio of None is an hour not observed."""
+    """One row per hour from Monday on; a ratio of None is an hour not observed."""
     stamps = [start + timedelta(hours=i) for i in range(len(ratios))]
     columns = {"ts": stamps, "cost_usd": [cost_usd] * len(ratios), "utilization_ratio": ratios}
     return pl.DataFrame(columns, schema=SCHEMA)
@@ -52,7 +52,7 @@ def test_an_hour_seen_in_two_weeks_is_their_mean():
     )
 
 
-def test_the_week_is_told_in_the_zone_asked_for():
+def test_the_week_is_shown_in_the_given_time_zone():
     table = idle_by_hour_of_week(hours([0.5]), time_zone="Asia/Tokyo")
     seen = table.filter(pl.col("observed_hours") > 0)
     assert seen.select("weekday", "hour").rows() == [(1, 9)]
@@ -80,7 +80,7 @@ def test_a_month_saved_is_as_long_as_a_month_planned():
     assert saved(NIGHT_OFF * 5).schedule.mid == pytest.approx(8 / 24 * planned.mid)
 
 
-def test_a_schedule_is_judged_on_days_it_was_not_drawn_from():
+def test_a_schedule_is_judged_on_days_it_was_not_derived_from():
     woken = NIGHT_OFF * 4 + [0.6, *NIGHT_OFF[1:]]
     found = saved(woken)
     assert found.hours_off == tuple(range(1, 8))

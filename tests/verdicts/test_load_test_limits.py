@@ -57,7 +57,7 @@ def test_one_row_at_the_limit_proves_a_plateau(columns):
 @pytest.mark.parametrize(
     "columns",
     [
-        pytest.param({}, id="nothing is told"),
+        pytest.param({}, id="nothing is given"),
         pytest.param({"waiting_requests": [0.0, 0.0, 0.0, 0.2]}, id="now and then one waits"),
         pytest.param({"waiting_requests": [9.0, 0.0, 0.0, 0.0]}, id="a light load waited"),
         pytest.param(
@@ -90,7 +90,7 @@ def test_rows_at_several_offered_rates_and_one_throughput_are_one_plateau():
     assert found.capacity.high / found.capacity.low < 1.15
 
 
-def test_a_limit_that_gives_less_than_a_lighter_load_has_its_peak_before():
+def test_a_limit_with_less_output_than_a_lighter_load_has_an_earlier_peak():
     found = fit_points(
         pl.DataFrame(
             {
@@ -103,7 +103,7 @@ def test_a_limit_that_gives_less_than_a_lighter_load_has_its_peak_before():
     assert (found.capacity_kind, found.capacity.mid) == ("measured", 300)
 
 
-def test_nothing_below_what_was_measured_is_said_to_be_within_reach():
+def test_nothing_below_the_measured_rate_is_reported_as_reachable():
     found = fitted().capacity
     assert found.low == 297
     assert found.low <= found.mid <= found.high
@@ -122,5 +122,5 @@ def test_clients_stand_for_the_running_requests():
     assert LoadTest.of(table).loads.running.tolist() == [4.0, 32.0]
 
 
-def test_as_many_running_as_it_may_is_a_limit_of_the_scheduler():
+def test_running_at_max_num_seqs_is_a_scheduler_limit():
     assert fitted(max_num_seqs=[26.0] * 4).bottleneck == "scheduler-bound"

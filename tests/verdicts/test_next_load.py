@@ -65,7 +65,7 @@ def test_the_server_s_own_limit_is_passed_by_a_quarter_at_most():
     assert all(each.clients <= 40 for each in next_loads(table))
 
 
-def test_a_second_load_reckons_with_the_first():
+def test_a_second_suggested_load_accounts_for_the_first():
     first, *second = next_loads(frame([4, 8, 16], slow))
     assert first.high_over_low < width(frame([4, 8, 16], slow))
     assert all(each.high_over_low < first.high_over_low for each in second)

@@ -48,7 +48,7 @@ def test_the_measured_gpu_is_itself():
     assert option.usd_per_month.mid == pytest.approx(14 * 2.0 * 730.5)
 
 
-def test_most_tokens_a_dollar_come_first_and_rejected_options_last():
+def test_most_tokens_per_dollar_come_first_and_rejected_options_last():
     options = table(
         candidate("L4-PCIe", price=0.8),
         candidate("H100-80GB-SXM", price=4.0),
@@ -131,7 +131,7 @@ def test_of_every_model_on_every_gpu_more_demand_never_needs_fewer(llm):
         assert less.high <= option.replicas.high <= more.high
 
 
-def test_two_gpus_a_replica_cost_twice():
+def test_two_gpus_per_replica_cost_twice():
     one, two = (
         whatif_table(
             replace(MEASURED, gpus=count),

@@ -1,4 +1,4 @@
-"""Figures of a fleet from what is known of some of its engines, held against known truths.
+"""Figures of a fleet from what is known of some of its engines, compared with known truths.
 
 The fleets are made by tests/truth_server, whose laws are not the package's. An engine that is so
 many times slower takes so much longer for every step, so its capacity is that much less.
@@ -89,7 +89,7 @@ def test_an_engine_has_its_own_capacity_or_that_of_its_peers(
 def test_a_borrowed_capacity_names_its_peers_and_is_no_measurement():
     peers = {name: MEASURED for name in "bcdef"}
     found = completed({"a": IDLE, **peers}, {"a": tuple(peers)}, idle=frozenset("a"))["a"]
-    assert found.sources == "that of b, c, d and 2 more, which serve the same model, ± 10%"
+    assert found.sources == "as for b, c, d and 2 more, which serve the same model, ± 10 %"
     assert found.kind is Kind.ASSUMED
 
 
@@ -101,11 +101,11 @@ def test_a_borrowed_capacity_names_its_peers_and_is_no_measurement():
         pytest.param(Make("m", 1040.0), True, id="a few blocks more"),
         pytest.param(Make("m", 2000.0), False, id="a KV cache of twice the size"),
         pytest.param(Make("m", None, {"gpu_name": "H100"}), False, id="another GPU, by a label"),
-        pytest.param(Make("m", None, {"block_size": "16"}), True, id="told of one of them only"),
+        pytest.param(Make("m", None, {"block_size": "16"}), True, id="known of one of them only"),
         pytest.param(Make("m", None, {}, (2.0, 3.0)), False, id="other GPUs, by a mapping file"),
     ],
 )
-def test_labels_tell_which_engines_are_replicas(other: Make, expected: bool):
+def test_labels_determine_which_engines_are_replicas(other: Make, expected: bool):
     own = Make("m", 1000.0, {"gpu_name": "A100"})
     assert own.is_like(other) is expected
 
@@ -119,7 +119,7 @@ def test_labels_tell_which_engines_are_replicas(other: Make, expected: bool):
         pytest.param(0.6, False, id="a slow one"),
     ],
 )
-def test_load_tells_whether_two_engines_are_alike(faster: float, expected: bool):
+def test_load_shows_whether_two_engines_are_alike(faster: float, expected: bool):
     running = np.array([1.0, 2, 4, 8])
     output = 1000 * running / (running + 20)
     error = np.full(4, 0.01)
@@ -128,7 +128,7 @@ def test_load_tells_whether_two_engines_are_alike(faster: float, expected: bool)
     assert are_as_fast(light, full) is expected
 
 
-def test_engines_without_a_load_in_common_are_not_told_apart():
+def test_engines_without_a_common_load_are_not_distinguished():
     light, heavy = (LoadPoints.of([n], [100.0 * n]) for n in (1.0, 9.0))
     assert are_as_fast(light, heavy)
     assert are_as_fast(LoadPoints.of([], []), heavy)
@@ -221,7 +221,7 @@ def test_every_engine_adds_to_what_is_idle(judge: Judge, number: int):
     assert cost.whole.idle_usd.low == pytest.approx(sum(low or 0.0 for low in lows))
 
 
-def test_a_replica_at_its_limit_lets_the_whole_fleet_be_known(judge: Judge):
+def test_a_replica_at_its_limit_determines_the_fleets_capacity(judge: Judge):
     right, widths = [], []
     for one in map(judge, WITH_PEERS):
         capacity, used = one.found.saturation.capacity, one.found.cost.utilization
@@ -233,7 +233,7 @@ def test_a_replica_at_its_limit_lets_the_whole_fleet_be_known(judge: Judge):
     assert median(widths) <= 1.6
 
 
-def test_a_borrowed_capacity_holds_the_truth(judge: Judge):
+def test_a_borrowed_capacity_contains_the_truth(judge: Judge):
     right = []
     for one in map(judge, WITH_PEERS):
         most, least = one.truth.capacity, min(one.truth.capacity, one.truth.saturated_output)
@@ -244,7 +244,7 @@ def test_a_borrowed_capacity_holds_the_truth(judge: Judge):
 
 
 @pytest.mark.parametrize("number", WITHOUT)
-def test_a_fleet_never_near_its_limit_has_true_bounds(judge: Judge, number: int):
+def test_a_lightly_loaded_fleet_gets_bounds_that_hold(judge: Judge, number: int):
     one = judge(number)
     capacity, cost = one.found.saturation.capacity, one.found.cost
     assert all(each.is_bound for each in (capacity, cost.utilization, cost.idle_usd))
@@ -265,7 +265,7 @@ def test_no_more_replicas_go_than_the_true_capacity_allows(judge: Judge, number:
 
 
 @pytest.mark.parametrize("number", range(len(FLEETS)))
-def test_all_that_is_said_of_a_fleet_is_one_computation(judge: Judge, number: int):
+def test_all_figures_of_a_fleet_come_from_one_computation(judge: Judge, number: int):
     found = judge(number).found
     answer, planned, bill = found.answer, plan(found), found.bill_by("engine")
     assert bill.whole == answer.cost

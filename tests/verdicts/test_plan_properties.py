@@ -1,4 +1,4 @@
-"""What holds of every plan, whatever the model, the GPU, the price and the demand.
+"""Properties of every plan, whatever the model, the GPU, the price and the demand.
 
 Of replicas alone: test_sizing.py; of one model at given demands: test_options.py. Here everything
 is drawn at once, on every GPU, and whole plans of a recorded window are compared.
@@ -89,7 +89,7 @@ def option(
 
 
 def never_less(less: Estimate, more: Estimate) -> bool:
-    """Whether each end of an estimate is at least the other's; what is unknown is so in both."""
+    """Whether each end of an estimate is at least the other's; unknown ones are unknown in both."""
     if not (less.is_known and more.is_known):
         return less.is_known >= more.is_known  # above the maximum, the count becomes unknown
     return all(getattr(more, end) >= getattr(less, end) * (1 - 1e-9) for end in ENDS)
@@ -195,10 +195,10 @@ def history(scale, seed, days=4):
 
 @settings(max_examples=25, deadline=None)
 @given(st.floats(100.0, 1e5), st.floats(1.0, 20.0), st.integers(0, 1000))
-def test_more_demand_in_the_past_never_foresees_fewer_replicas(scale, factor, seed):
+def test_more_past_demand_never_predicts_fewer_replicas(scale, factor, seed):
     def needed(demand):
         peak = forecast_demand(history(demand, seed)).frame.sort("mid").row(-1, named=True)
-        rate = Estimate.known(*(peak[end] / 3600 for end in ENDS), "the busiest hour foreseen")
+        rate = Estimate.known(*(peak[end] / 3600 for end in ENDS), "the busiest hour forecast")
         return replicas(rate, Estimate.exact(2.0, "requests/s"), Policy())
 
     assert never_less(needed(scale), needed(scale * factor))
@@ -245,12 +245,12 @@ def test_other_gpus_of_a_plan_do_not_depend_on_the_order_asked(sweep, planned):
     [
         pytest.param({"demand_requests_per_second": 40.0}, {}, id="more demand"),
         pytest.param({}, {"usd_per_gpu_hour": given_price(3.0)}, id="a higher price"),
-        pytest.param({}, {"gpus_per_engine": 2.0}, id="more GPUs an engine"),
+        pytest.param({}, {"gpus_per_engine": 2.0}, id="more GPUs per engine"),
         pytest.param({"policy": Policy(headroom_ratio=0.5)}, {}, id="more headroom"),
         pytest.param({}, {"ttft_slo_seconds": 0.5}, id="a stricter target"),
     ],
 )
-def test_plan_that_asks_for_more_never_takes_less(sweep, planned, ask, terms):
+def test_a_plan_for_more_demand_never_needs_less(sweep, planned, ask, terms):
     more = planned_for(sweep, replace(ASK, **ask), **terms)
     for figure in ESTIMATES:
         assert never_less(getattr(planned, figure), getattr(more, figure))

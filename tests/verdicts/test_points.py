@@ -1,4 +1,4 @@
-"""Tables of loads as people have them: a row a scrape, repeated tests, columns half empty."""
+"""Load tables as people have them: one row per scrape, repeated tests, half-empty columns."""
 
 import numpy as np
 import polars as pl
@@ -21,7 +21,7 @@ def capacity(running, output, **more):
 
 # The highest of many noisy rows lie within 5 % of each other without being a plateau.
 @pytest.mark.parametrize("count", [60, 500, 5000])
-def test_a_row_a_scrape_shows_no_plateau_before_there_is_one(count):
+def test_a_row_per_scrape_shows_no_plateau_before_there_is_one(count):
     rng = np.random.default_rng(count)
     running = rng.uniform(1, 20, count)
     found = capacity(running, law(running) * rng.normal(1, 0.1, count))
@@ -29,7 +29,7 @@ def test_a_row_a_scrape_shows_no_plateau_before_there_is_one(count):
     assert found.low < law(60.0) < found.high
 
 
-def test_a_row_a_scrape_shows_the_plateau_that_is_there():
+def test_a_row_per_scrape_shows_the_plateau_that_is_there():
     rng = np.random.default_rng(1)
     running = rng.uniform(1, 60, 2000)
     found = capacity(running, np.minimum(law(running), 300) * rng.normal(1, 0.1, 2000))
@@ -66,7 +66,7 @@ def test_two_loads_on_a_plateau_leave_room_for_noise():
     assert found.high > 1.1 * 305
 
 
-def test_a_lone_peak_may_be_higher_between_the_loads_that_were_tried():
+def test_a_single_peak_may_be_higher_between_the_tested_loads():
     running, output = [1, 2, 4, 8, 16, 32], [50.0, 98.0, 185.0, 330.0, 500.0, 350.0]
     table = pl.DataFrame({"running_requests": running, "output_tokens_per_second": output})
     found = fit_points(table)
@@ -76,7 +76,7 @@ def test_a_lone_peak_may_be_higher_between_the_loads_that_were_tried():
     assert (ends.low, ends.mid, ends.high) == (8, 16, 32)
 
 
-def test_a_peak_with_nothing_near_it_is_no_answer_but_says_which_loads_would_tell():
+def test_a_lone_peak_is_no_result_but_names_the_loads_to_test():
     found = capacity([1.0, 16.0, 256.0], [50.0, 700.0, 300.0])
     assert found.mid is None
     assert "between 1.0 and 256.0" in found.reason
@@ -90,7 +90,7 @@ def test_repeated_loads_are_averaged_and_their_scatter_widens_the_answer():
     assert twice.high / twice.low > once.high / once.low
 
 
-def test_the_order_of_rows_is_no_matter():
+def test_the_order_of_rows_does_not_matter():
     back = slice(None, None, -1)
     assert capacity(LOADS[back], law(LOADS)[back]) == capacity(LOADS, law(LOADS))
 

@@ -62,7 +62,7 @@ def test_a_pair_answers_with_its_ratio():
         pytest.param(Load(requests_per_second=12.0), OFFERED_11, False, id="more came"),
     ],
 )
-def test_a_pair_answers_only_for_the_load_that_is_told(result, load, answers):
+def test_a_pair_answers_only_for_the_given_load(result, load, answers):
     published = [replace(run, **load) for run in (SLOW, FAST)]
     found = measured_ratio(replace(ASKED, load=result), published)
     assert (found is not None) == answers
@@ -86,7 +86,7 @@ def test_what_is_no_pair_answers_nothing(asked, published):
     assert measured_ratio(asked, published) is None
 
 
-def test_of_several_loads_at_a_rate_the_heaviest_speaks():
+def test_of_several_loads_at_a_rate_the_heaviest_is_used():
     loads = [
         replace(
             run,

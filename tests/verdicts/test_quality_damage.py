@@ -1,4 +1,4 @@
-"""The ledger against damage done on purpose: what it claims is at least what the damage did.
+"""The quality report against deliberate damage: it claims at least as much as the damage did.
 
 A good window (a stretch of the recorded sweep) is damaged, and the figures before and after are
 compared with the effect that the finding claims.
@@ -76,7 +76,7 @@ def assert_totals_unmoved(before, after):
         assert figure(after, path) == figure(before, path), path
 
 
-def test_the_good_window_is_clean(before):
+def test_a_good_window_has_no_findings(before):
     assert {f["severity"] for f in before["quality"]} == {"info"}
 
 
@@ -160,7 +160,7 @@ def test_a_family_that_is_gone_is_missing_and_its_figure_unknown(good, answered)
     assert after["kv_cache_ratio"] == {"mean": None, "max": None}
 
 
-def test_a_gauge_that_hangs_while_no_token_comes(good, answered):
+def test_a_gauge_that_stays_up_while_no_tokens_come(good, answered):
     since = datetime(2026, 11, 24, 4, 17, tzinfo=UTC)
     frozen = good.samples.sort("ts").with_columns(
         value=pl.when(pl.col("ts") >= since)
@@ -172,7 +172,7 @@ def test_a_gauge_that_hangs_while_no_token_comes(good, answered):
 
 
 @pytest.mark.parametrize("every", [5, 15, 30])
-def test_a_coarse_interval_says_what_it_cannot_see(good, before, answered, every):
+def test_a_coarse_scrape_interval_reports_what_it_misses(good, before, answered, every):
     times = good.samples.get_column("ts").unique().sort()
     kept = times.gather_every(every // 2).implode()
     after = answered(on_both(good, lambda f: f.filter(pl.col("ts").is_in(kept))))

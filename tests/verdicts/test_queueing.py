@@ -106,12 +106,12 @@ def test_a_quantile_within_those_who_do_not_wait_is_zero():
     assert Queue(1.0, 1.0, 2).wait_quantile_seconds(0.5) == 0.0
 
 
-def test_nobody_comes_nobody_waits():
+def test_without_arrivals_nobody_waits():
     queue = Queue(0.0, 1.0, 2, service_cv2=0.0)
     assert (queue.wait_mean_seconds, queue.wait_quantile_seconds(0.99)) == (0.0, 0.0)
 
 
-def test_the_fewest_servers_hold_the_limit_and_one_less_does_not():
+def test_the_fewest_servers_meet_the_limit_and_one_fewer_does_not():
     queue = Queue(10.0, 1.0, 1, service_cv2=0.5)
     fewest = servers_needed(queue, q=0.95, limit_seconds=0.5)
     limits = [
@@ -125,7 +125,7 @@ def test_more_load_than_any_number_of_servers_can_bear_is_none():
     assert servers_needed(Queue(200_000.0, 1.0, 1), q=0.5, limit_seconds=1.0) is None
 
 
-def test_a_great_load_takes_a_little_more_servers_than_it_keeps_busy():
+def test_a_large_load_needs_slightly_more_servers_than_it_keeps_busy():
     needed = servers_needed(Queue(20_000.0, 1.0, 1), q=0.95, limit_seconds=0.01)
     assert 20_000 < needed < 20_500
 
@@ -139,7 +139,7 @@ def test_a_great_load_takes_a_little_more_servers_than_it_keeps_busy():
         pytest.param((1.0, 1.0, 2, 1.0, 2.0), "allen-cunneen", id="Kimura wants Poisson"),
     ],
 )
-def test_a_queue_that_cannot_be_is_refused(arguments, message):
+def test_an_impossible_queue_is_refused(arguments, message):
     with pytest.raises(InputError, match=message):
         Queue(*arguments)
 

@@ -137,7 +137,7 @@ def test_one_scrape_at_the_maximum_is_no_ceiling():
     assert set(regimes(steps)["regime"]) == {"prefill-bound"}
 
 
-def test_thinly_scraped_steps_stand_at_a_ceiling_together():
+def test_sparsely_scraped_steps_at_a_ceiling_are_judged_together():
     held = [queued(16, 150, 24, scrapes=1)] * 4
     assert set(regimes(made_steps(*held, seconds=60))["regime"]) == {"scheduler-bound"}
 
@@ -164,7 +164,7 @@ def test_bottleneck_of_a_long_window(limited, expected):
     assert bottleneck(judged_steps(steps)) == expected
 
 
-def test_the_worst_engine_speaks_for_the_fleet():
+def test_the_worst_engine_represents_the_fleet():
     assert worst(["idle", "kv-bound", "client-bound"]) == "kv-bound"
 
 

@@ -1,4 +1,4 @@
-"""The replay on fewer replicas: held to what servers of other laws do with the same requests."""
+"""The replay on fewer replicas: compared with servers of other laws on the same requests."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -111,7 +111,7 @@ def test_three_numbers_are_tried_and_then_more_are_needed():
     assert enough(found) == 4
 
 
-def test_a_target_that_is_missed_is_not_kept():
+def test_a_missed_target_is_not_reported_as_met():
     (found,) = on(1, served(1.0, slo=Slo(itl_p95_seconds=0.015)), scale=2.0)
     assert found.wait_p95_seconds < 1
     assert not found.is_kept
@@ -144,7 +144,7 @@ SILENT = {
 
 
 @pytest.mark.parametrize("what", SILENT.values(), ids=SILENT)
-def test_there_is_no_replay_where_the_window_tells_too_little(what: Served):
+def test_there_is_no_replay_if_the_window_lacks_data(what: Served):
     assert on(1, what) == ()
 
 
@@ -157,7 +157,7 @@ def test_a_lower_bound_never_shows_that_they_do_not():
     assert on(1, replace(served(2.0), capacity=LEAST), scale=3.0) == ()
 
 
-def test_a_model_that_fails_where_the_servers_did_not_says_nothing():
+def test_a_model_that_fails_where_the_servers_did_not_gives_no_result():
     slower = replace(served(4.5), running=4.0)  # at 4.5 requests/s, four slots would queue
     assert on(1, slower) == ()
 
@@ -193,6 +193,6 @@ def test_the_middle_moves_where_the_high_end_failed_too():
 
 
 @pytest.mark.parametrize("tried", [[], [replay(4, is_kept=True)]], ids=["none", "kept"])
-def test_nothing_moves_where_no_replay_failed(tried: list[Replay]):
+def test_nothing_changes_if_no_replay_failed(tried: list[Replay]):
     needed = Estimate.known(2, 3, 4)
     assert at_least_enough(needed, tried) == needed

@@ -1,4 +1,4 @@
-"""What a number of replicas carries, and for how long."""
+"""The demand that a number of replicas carries, and for how long."""
 
 import math
 

@@ -38,7 +38,7 @@ def test_recorded_plateau(sweep, step_seconds):
     assert (found.regime, found.bottleneck) == ("client-bound", "kv-bound")
 
 
-def test_recorded_plateau_is_foreseen_from_its_lighter_half(sweep):
+def test_recorded_plateau_is_predicted_from_its_lighter_half(sweep):
     found = saturation(first_seconds(sweep, 914))  # up to 16 clients
     assert found.capacity.low < HELD < found.capacity.high
     running = found.capacity_running_requests
@@ -50,10 +50,12 @@ def test_recorded_plateau_is_foreseen_from_its_lighter_half(sweep):
     ("seconds", "why", "held"),
     [
         pytest.param(554, "tokens came as fast at the heaviest load", 102, id="up to 4 clients"),
-        pytest.param(734, "It would take about 17.4 running requests", 180, id="up to 8 clients"),
+        pytest.param(
+            734, "Finding it would take about 17.4 running requests", 180, id="up to 8 clients"
+        ),
     ],
 )
-def test_too_light_a_load_gives_what_was_held_as_a_lower_bound(sweep, seconds, why, held):
+def test_too_light_a_load_gives_the_observed_output_as_a_lower_bound(sweep, seconds, why, held):
     found = saturation(first_seconds(sweep, seconds)).capacity
     assert (found.mid, found.high) == (None, None)
     assert why in found.reason
@@ -68,7 +70,7 @@ def test_an_almost_idle_gpu_has_no_known_capacity(examples):
     assert "running requests" in found.reason
 
 
-def test_same_server_after_a_restart_is_foreseen_alike(restarted):
+def test_the_same_server_after_a_restart_is_predicted_alike(restarted):
     steps = engine_steps(restarted, time_range=restarted.extent)
     (fit,) = engine_fits(steps)
     assert fit.capacity.low < HELD < fit.capacity.high
@@ -138,7 +140,7 @@ def test_headroom_takes_the_utilization_it_is_given():
 def test_a_short_limit_is_no_plateau():
     found = saturation(made_steps(*[steady(4, 100)] * 4, queued(8, 150, 9))).capacity
     assert found.mid is None
-    assert "the server was the limit for 20 s" in found.reason
+    assert "the server was at its limit for 20 s" in found.reason
 
 
 def test_two_minutes_of_long_steps_are_a_plateau():
@@ -186,7 +188,7 @@ def test_of_one_minute_at_the_limit_the_best_is_taken_not_the_mean_with_its_ends
     assert fit.capacity.low < 200 < fit.capacity.high
 
 
-def test_a_minute_counts_for_no_more_output_than_its_prompts_go_with():
+def test_a_minute_counts_at_most_the_output_its_prompts_explain():
     mixed = [with_prompts(queued(8, 200, 9), 400.0)] * 12
     drain = [with_prompts(queued(8, 300, 1), 40.0)] * 3
     (fit,) = engine_fits(made_steps(*mixed, *drain))
@@ -206,7 +208,7 @@ LIGHTER = [with_prompts(steady(1, 26, requests_per_second=0.25), 52)] * 6
         pytest.param({"kv_cache_ratio_max": 0.8}, LIGHTER, AT_LIMIT, id="the cache nearly full"),
     ],
 )
-def test_a_bound_is_the_best_minute_less_luck(changes, lighter, luck):
+def test_a_bound_is_the_best_minute_minus_luck(changes, lighter, luck):
     steps = [with_prompts(steady(4, 104, **changes), 208)] * 3
     (fit,) = engine_fits(made_steps(*lighter, *steps))
     one_of_one = NormalDist().inv_cdf(0.95)
@@ -237,7 +239,7 @@ def saturated_minutes(
     """Minutes of a server that works all the time, by a law of its own: a renewal of requests.
 
     Lengths are log-normal with that coefficient of variation; prompts take that share of its time.
-    With 60 requests a minute or so it does 100 output tokens/s in the long run, and over all of
+    With about 60 requests per minute it does 100 output tokens/s in the long run, and over all of
     these minutes what their requests allow.
     """
     sigma = math.sqrt(math.log1p(spread**2))
@@ -270,7 +272,7 @@ def test_longer_than_a_minute_counts_where_it_has_less_luck():
     held = [with_prompts(steady(4, 100, waiting_max=1.0), 200)] * 200
     (fit,) = engine_fits(made_steps(*held))
     assert fit.capacity.low > 98
-    assert fit.capacity.sources.startswith("the best 64 minutes seen")
+    assert fit.capacity.sources.startswith("the best 64 minutes observed")
 
 
 def test_a_minute_that_gave_as_much_as_the_limit_is_at_the_limit_too():
@@ -300,7 +302,7 @@ def test_a_long_step_alone_is_a_load():
     assert fit.levels.loads.running.tolist() == [1, 4, 16]
 
 
-def test_one_scrape_a_step_is_a_load_only_where_its_neighbours_agree():
+def test_one_scrape_per_step_is_a_load_only_if_its_neighbors_agree():
     single = {"scrapes": 1}
     held = [steady(n, 30 * n / (1 + n / 8), **single) for n in (8, 8, 8, 8)]
     chance = [steady(n, 50, **single) for n in (1, 3, 2, 5, 1)]
@@ -308,10 +310,10 @@ def test_one_scrape_a_step_is_a_load_only_where_its_neighbours_agree():
     assert fit.levels.loads.running.tolist() == [8]
 
 
-def test_load_between_scrapes_is_said_to_be_there():
+def test_load_between_scrapes_is_noted():
     unseen = {"running_mean": 0.0, "running_max": 0.0, "output_tokens_per_second": 1072.0}
     found = saturation(made_steps(*[unseen] * 4)).capacity
-    assert "up to 1,072 output tokens/s came out" in found.reason
+    assert "although up to 1,072 output tokens/s were produced" in found.reason
     assert "nothing ran" not in found.reason
 
 
@@ -373,7 +375,7 @@ def test_plateau_interval_covers_the_whole_stretch(request, name, engine, second
     assert np.mean(hits) >= 0.85
 
 
-def test_a_bound_beside_an_idle_engine_is_called_a_bound():
+def test_a_bound_is_labelled_as_one_even_next_to_an_idle_engine():
     idle = {"running_mean": 0.0, "running_max": 0.0, "output_tokens_per_second": 0.0}
     steps = pl.concat(
         [

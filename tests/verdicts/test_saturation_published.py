@@ -1,11 +1,11 @@
-"""Peaks of published sweeps foreseen from their lighter loads.
+"""Peaks of published sweeps predicted from their lighter loads.
 
 A case is a sweep cut where its load first reached a share of the peak's (or its throughput half of
 the peak): `python bench/saturation_tuning.py --search 20` prints what is held to here. Cut at half
 of the load: 31 cases, 97 % answered, median error 5.3 %, mean 8.0 % (90 % bootstrap interval
 5.7–10.5 %), 100 % inside their interval, which is 1.43 from end to end; with constants of a search
 that never saw the source: 4.9 %, 7.4 %, 97 %, 1.29. Cut by throughput, far below the peak: 23
-cases, 83 % answered, 14.5 %, 16.8 %, 100 %, 2.04: such peaks are foreseen too low.
+cases, 83 % answered, 14.5 %, 16.8 %, 100 %, 2.04: such peaks are predicted too low.
 
 The sweeps of data/silicon_vllm.csv nearly all rise as far as they were measured. At half of the
 last load 100 % lie inside, cut by throughput 88 %; but at a quarter 53 %, and at an eighth, farther
@@ -83,7 +83,7 @@ def errors(answered):
         pytest.param("silicon", "throughput", 0.9, 0.22, 0.23, 0.85, 2.0, id="rising, half of it"),
     ],
 )
-def test_peaks_are_foreseen(
+def test_peaks_are_predicted(
     request, tuning, kind, by, least_answered, median, mean, inside, widest
 ):
     found = list(cases(request.getfixturevalue(kind), tuning, by))
@@ -102,14 +102,14 @@ def test_a_low_end_is_never_above_the_peak(sweeps, silicon, tuning):
             assert capacity.low is None or capacity.low <= peak
 
 
-def test_a_source_never_seen_is_foreseen_as_well(sweeps, tuning):
+def test_an_unseen_source_is_predicted_as_well(sweeps, tuning):
     near = [tuning.variant(random.Random(k)) for k in range(6)]
     result = tuning.summary(tuning.unseen(sweeps, [tuning.PRIOR, *near]))
     assert (result["median error"] < 0.09, result["mean error"] < 0.11) == (True, True)
     assert (result["coverage"] >= 0.85, result["answered"] >= 0.7) == (True, True)
 
 
-def test_a_refusal_is_wide_by_its_own_words(sweeps, tuning):
+def test_a_refused_line_has_a_wide_range(sweeps, tuning):
     refused = [c for c, _ in cases(sweeps, tuning, "throughput") if c.mid is None]
     assert refused
     for answer in refused:
@@ -137,7 +137,7 @@ def test_whole_sweeps_show_their_plateau_or_that_they_still_rise(tuning):
         pytest.param(2, 0.12, 0.85, id="two loads ahead"),
     ],
 )
-def test_the_throughput_at_a_load_is_foreseen(sweeps, silicon, ahead, median, inside):
+def test_the_throughput_at_a_load_is_predicted(sweeps, silicon, ahead, median, inside):
     errors, held = [], []
     for loads in (sweeps | silicon).values():
         for at in range(1 if not ahead else 2 + ahead, len(loads) - (not ahead)):
@@ -166,22 +166,22 @@ def test_plateau_of_points_covers_heavier_loads(sweeps):
     ("points", "part_of_reason"),
     [
         pytest.param({}, "no load with throughput was given", id="no load"),
-        pytest.param({4.0: 100.0}, "only one load was seen", id="one load"),
-        pytest.param({1.0: 30.0, 2.0: 58.0}, "only 2 loads were seen", id="two loads"),
-        pytest.param({7.0: 9.0, 8.0: 9.9, 9.0: 11.0}, "lie only 1.29 × apart", id="no span"),
+        pytest.param({4.0: 100.0}, "only one load was observed", id="one load"),
+        pytest.param({1.0: 30.0, 2.0: 58.0}, "only 2 loads were observed", id="two loads"),
+        pytest.param({7.0: 9.0, 8.0: 9.9, 9.0: 11.0}, "span only a factor of 1.29", id="no span"),
         pytest.param(
             {1.0: 30.0, 2.0: 60.0, 4.0: 120.0, 8.0: 240.0},
-            "It would take about 40.0 running requests, 5.0 × the heaviest load seen",
+            "Finding it would take about 40.0 running requests, 5.0 × the heaviest observed load",
             id="a line",
         ),
     ],
 )
-def test_refusals_say_what_it_takes(points, part_of_reason):
+def test_refusals_say_what_is_needed(points, part_of_reason):
     loads = LoadPoints.of(list(points), list(points.values()))
     assert part_of_reason in fitted(loads).reason
 
 
-def test_a_full_cache_is_the_regime_of_a_table():
+def test_a_full_kv_cache_is_the_regime_of_a_load_table():
     found = fit_points(
         pl.DataFrame(
             {

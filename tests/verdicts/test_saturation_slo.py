@@ -60,7 +60,7 @@ def test_a_steady_load_is_one_load_however_its_moments_scatter(missed, expected)
     assert str(found).startswith(expected)
 
 
-def test_what_runs_in_the_wake_of_a_limit_is_no_load():
+def test_requests_left_after_a_limit_are_no_load():
     light = [load(2, 57.0, ttft_p95_seconds=0.1)] * 12
     spell = [queued(8, 180.0, 20, requests_per_second=7.0, ttft_p95_seconds=9.0)] * 9
     wake = [load(3, 80.0, ttft_p95_seconds=9.0)]
@@ -76,15 +76,15 @@ def test_a_step_in_which_the_load_changed_is_no_load():
     assert (found.low, found.high) == (103.0, None)
 
 
-def test_a_miss_below_a_load_that_met_the_targets_leaves_but_a_bound():
+def test_a_miss_below_a_load_that_met_the_targets_leaves_only_a_bound():
     slowed = load(3, 80.0, ttft_p95_seconds=0.9)
     steps = [load(n, x, ttft_p95_seconds=t) for n, x, t in LOADS for _ in range(6)]
     found = within(made_steps(*steps, *[slowed] * 3), 0.45)
     assert (found.low, found.mid, found.high) == (57.0, None, None)
-    assert "loads in between would narrow it" in found.reason
+    assert "test loads in between to narrow this" in found.reason
 
 
-def test_a_throughput_that_was_held_within_the_target_bounds_the_capacity_from_below():
+def test_an_observed_throughput_within_the_target_is_a_lower_bound():
     falling = [(1, 30.0, 0.1), (4, 103.0, 0.3), (8, 179.0, 0.4), (16, 90.0, 0.45), (32, 60.0, 0.9)]
     found = within(loaded(falling), 0.5)
     assert 0.98 * 179.0 < found.low <= 179.0
@@ -116,8 +116,8 @@ def test_a_queue_that_drifts_without_growing_is_no_oversaturation():
     ("ttft", "itl", "part_of_reason"),
     [
         pytest.param(None, None, "no latency target", id="no target"),
-        pytest.param(0.05, None, "missed already at the lightest load", id="never met"),
-        pytest.param(0.45, 0.01, "missed already at the lightest load", id="one target never met"),
+        pytest.param(0.05, None, "even the lightest load", id="never met"),
+        pytest.param(0.45, 0.01, "even the lightest load", id="one target never met"),
     ],
 )
 def test_slo_throughput_is_unknown(ttft, itl, part_of_reason):
@@ -129,10 +129,10 @@ def test_a_load_of_less_than_one_token_per_second_is_not_said_to_be_0():
     assert "running requests and 0.075 output tokens/s" in within(loaded(light), 0.05).reason
 
 
-def test_slo_throughput_is_at_least_what_was_held_where_targets_were_always_met():
+def test_slo_throughput_is_at_least_the_observed_one_if_targets_were_always_met():
     found = within(loaded(LOADS), 5.0, None)
     assert (found.low, found.mid, found.high) == (264, None, None)
-    assert "a heavier load would show it" in found.reason
+    assert "test a heavier load to find the limit" in found.reason
 
 
 def test_slo_throughput_is_never_above_the_capacity():
@@ -199,7 +199,7 @@ def ramp(queue_per_step, ttft_per_step, count=12):
         pytest.param(made_steps(), None, id="no steps"),
     ],
 )
-def test_is_oversaturating(steps, expected):
+def test_oversaturation_is_detected(steps, expected):
     assert is_oversaturating(steps).is_oversaturating is expected
 
 
@@ -209,6 +209,6 @@ def test_oversaturation_says_how_fast():
     )
 
 
-def test_one_engine_that_falls_behind_is_enough():
+def test_one_engine_falling_behind_is_enough():
     calm = ramp(0.0, 0.0).with_columns(instance=pl.lit("calm"))
     assert is_oversaturating(pl.concat([calm, ramp(2.0, 0.5)])).is_oversaturating is True

@@ -58,7 +58,7 @@ def test_long_prompts_leave_room_for_few():
         pytest.param("H100-80GB-SXM", 3998.0, 134.0, 15, id="H100, 4K prompts"),
     ],
 )
-def test_kv_room_holds_as_many_sequences_as_ran(gpu, prompt, output, running):
+def test_kv_cache_fits_as_many_sequences_as_ran(gpu, prompt, output, running):
     asked = job("gpt-oss-120b", "mxfp4", prompt=prompt, output=output)
     assert saturated_batch(asked, machine(gpu)) == pytest.approx(running, rel=0.15)
 

@@ -144,7 +144,7 @@ def test_capacity_left_by_longer_prompts_and_without_caching(given, prompts, cac
     ("is_kv_limited", "message"),
     [pytest.param(True, "KV tokens", id="KV"), pytest.param(False, "engine time", id="time")],
 )
-def test_a_case_says_what_its_capacity_rests_on(is_kv_limited, message):
+def test_a_case_states_the_basis_of_its_capacity(is_kv_limited, message):
     cases = usual_cases(
         prefill_share=0.1,
         prefix_hit_ratio=None,
@@ -183,7 +183,7 @@ def test_demand_that_a_queue_capped_says_so(rows, warns):
     assert ("demand may have been higher" in demand_seen(steps(rows), 0.95).sources) is warns
 
 
-def test_demand_of_nothing_is_unknown():
+def test_demand_without_observations_is_unknown():
     assert demand_seen(steps([(0, 0, 0, None)]), 0.95).reason
 
 
@@ -273,7 +273,7 @@ def test_a_higher_price_never_lowers_a_month(gpus, price, factor):
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.floats(0, 1e6) | st.none(), max_size=60), st.floats(0.05, 0.95))
-def test_a_percentile_lies_among_what_was_seen(seen, quantile):
+def test_a_percentile_is_within_the_observed_values(seen, quantile):
     found = percentile_demand(seen, quantile)
     values = [value for value in seen if value is not None]
     assert found.is_known == bool(values)

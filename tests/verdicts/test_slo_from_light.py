@@ -90,7 +90,7 @@ def made(tmp_path_factory):
         pytest.param(0.05, 0.3, id="both"),
     ],
 )
-def test_a_made_server_can_do_what_it_says_within_targets(made, itl, ttft):
+def test_a_simulated_server_reaches_its_estimate_within_targets(made, itl, ttft):
     window, loads = made
     curve = [
         SloLoad(running, rate, itl and itl_p95 / itl, ttft and ttft_p95 / ttft)
@@ -116,11 +116,11 @@ def test_the_plan_and_the_page_say_it_beside_the_bound(made):
     assert "Within the latency targets it is" in by_arithmetic(of.answer)
 
 
-def test_a_light_load_that_misses_its_targets_tells_nothing(made):
+def test_a_light_load_that_misses_its_targets_gives_no_result(made):
     of = analysis(made[0], slo=Slo(itl_p95_seconds=0.005))
     found = of.by_arithmetic.slo_throughput_output_tokens_per_second
     assert found.is_unknown
-    assert "the light load missed the targets already" in found.reason
+    assert "even the light load missed the targets" in found.reason
     assert of.by_arithmetic.capacity.is_known
 
 
@@ -130,8 +130,8 @@ def test_without_targets_there_is_none(made):
     assert found.slo_headroom_ratio.is_unknown
 
 
-def test_no_further_than_a_light_load_tells(tmp_path):
-    """One running request tells of 32 at most; a lax target is met beyond them."""
+def test_no_extrapolation_beyond_what_a_light_load_supports(tmp_path):
+    """One running request predicts 32 at most; a lax target is met beyond them."""
     window = lightly_loaded(tmp_path / "w", requests_per_second=0.5)
     found = analysis(window, slo=Slo(itl_p95_seconds=1.0)).by_arithmetic
     assert found.gpu == A100

@@ -67,7 +67,7 @@ def asked(hour: float, most: float | None = None, seconds: float = QUARTER_SECON
         ),
     ],
 )
-def test_replicas_go_that_the_busiest_time_did_not_need(pools, removable, usd_per_day):
+def test_replicas_the_busiest_time_did_not_need_are_removable(pools, removable, usd_per_day):
     found = surplus(pools, HALF_FREE)
     for said, expected in (
         (found.removable_replicas, removable),
@@ -156,7 +156,7 @@ def test_one_of_several_replicas_costs_between_the_cheapest_and_the_dearest():
         pytest.param(Pool(1, asked(1), KNOWN, PRICE), "", id="a single replica has no peers"),
     ],
 )
-def test_the_sentence_says_what_is_sure(pool, begins):
+def test_the_sentence_states_what_is_certain(pool, begins):
     said = " ".join(surplus_text(surplus({"m": pool}, HALF_FREE)).sentences)
     assert said.startswith(begins)
     assert begins or not said
@@ -199,5 +199,5 @@ def replayed(replicas, *, is_kept):
         ),
     ],
 )
-def test_words_say_how_the_replay_fared(tried, said):
+def test_sentences_describe_the_replay(tried, said):
     assert replay_sentences(tried) == said

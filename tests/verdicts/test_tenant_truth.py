@@ -22,7 +22,7 @@ LEAST_SHARE = 0.02  # below it, the truth itself is noise
 
 @dataclass(frozen=True)
 class Judged:
-    """One share: what was said, what is true, what tokens at 1:4 say, and between which ends.
+    """One share: the estimate, the truth, the share by tokens at 1:4, and the interval.
 
     `rule_low` and `rule_high` are said where nothing can be fitted.
     """
@@ -105,7 +105,7 @@ def test_tokens_at_fixed_weights_are_not(judged):
     assert within(judged[0], lambda one: one.by_weights) <= 0.6
 
 
-def test_intervals_hold_the_truth(judged):
+def test_intervals_contain_the_truth(judged):
     held = [one.low <= one.truth <= one.high for one in judged[0]]
     assert sum(held) / len(held) >= 0.85
 
@@ -115,7 +115,7 @@ def test_intervals_are_no_wider_than_they_need_be(judged):
     assert widths[len(widths) // 2] <= 1.3
 
 
-def test_the_time_of_prompts_is_held_by_its_interval(judged):
+def test_the_interval_contains_the_time_of_prompts(judged):
     held = [ratio.low <= truth <= ratio.high for ratio, truth, _ in judged[1]]
     assert sum(held) / len(held) >= 0.8
 
@@ -135,6 +135,6 @@ def test_under_open_load_shares_are_the_time_that_was_spent(judged_open):
     assert sum(held) / len(held) >= 0.85
 
 
-def test_ends_of_the_stated_rule_hold_the_truth(judged, judged_open):
+def test_ends_of_the_stated_rule_contain_the_truth(judged, judged_open):
     held = [one.is_held_by_rule for one in (*judged[0], *judged_open)]
     assert sum(held) / len(held) >= 0.88

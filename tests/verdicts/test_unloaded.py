@@ -1,4 +1,4 @@
-"""Servers that were never loaded, by arithmetic: how often it holds, and when it is silent."""
+"""Servers that were never loaded, by arithmetic: how often it holds, when there is none."""
 
 import math
 import statistics
@@ -40,7 +40,7 @@ from vllm_simulator.workload import Arrivals
 A100, MODEL = "A100-80GB-SXM", "meta-llama/Llama-3.1-8B-Instruct"
 LENGTHS = scenarios.A100_LENGTHS
 ALONE_SECONDS, PER_SEQUENCE_SECONDS, PER_PROMPT_TOKEN_SECONDS = 0.0112, 0.00007, 0.00005
-"""A made server: a straight line of its load, which the step-time model is not."""
+"""A simulated server with step times linear in its load, unlike the step-time model."""
 BLOCKS = 28_000
 
 
@@ -76,8 +76,8 @@ def lightly_loaded(path, config=None, *, requests_per_second=5.0):
     return simulated(path, config or server(0.0, 0.0, 0.0), workload, 600)
 
 
-def analysis(window, gpu=A100, *, slo=None, **told):
-    assumed = Assumptions(pricing(1.64), slo or Slo(), Hardware(gpu, **told))
+def analysis(window, gpu=A100, *, slo=None, **given):
+    assumed = Assumptions(pricing(1.64), slo or Slo(), Hardware(gpu, **given))
     return Analysis.of(window, assumptions=assumed)
 
 
@@ -107,7 +107,7 @@ def test_from_the_lightest_silicon_load_to_the_heaviest():
 
 
 def test_from_light_open_loads_of_another_laboratory_to_saturation():
-    """Requests that come as they come; their saturated runs were fitted, their light ones not."""
+    """Open loads; their saturated runs were fitted, their light ones not."""
     bounds, inside = [], []
     for asked, is_full, truth in open_sweeps():
         found = in_production(full_from_light(asked, what_if).output_tokens_per_second)
@@ -125,9 +125,9 @@ def open_sweeps():
     """Light rows of sweeps that offer requests: as a question, whether the server is full at the
     load it tells of, and the sweep's greatest output tokens/s.
     """
-    told = ["mean_ttft_ms", "median_tpot_ms", "offered_requests_per_second"]
+    given = ["mean_ttft_ms", "median_tpot_ms", "offered_requests_per_second"]
     table = pl.read_csv(shipped("data/published_throughput.csv"), infer_schema_length=None)
-    sweeps = table.drop_nulls(told).partition_by("model", "dtype", "gpu", "gpus", "workload")
+    sweeps = table.drop_nulls(given).partition_by("model", "dtype", "gpu", "gpus", "workload")
     for own in sweeps:
         truth = own["output_tokens_per_second"].max()
         for row in own.filter(pl.col("output_tokens_per_second") <= truth / 2).rows(named=True):
@@ -143,7 +143,7 @@ def open_sweeps():
 
 
 def test_mxfp4_on_a100_from_four_clients_to_a_burst():
-    """No such kernel was timed on it: the band holds what published runs gave, and is wide."""
+    """No such kernel was timed on it: the wide band contains the published runs."""
     table = pl.read_csv(shipped("data/published_throughput.csv"), infer_schema_length=None)
     own = table.filter(
         pl.col("model") == "openai/gpt-oss-120b",
@@ -169,7 +169,7 @@ def test_mxfp4_on_a100_from_four_clients_to_a_burst():
         assert found.high / found.low > 2
 
 
-def test_servers_as_they_were_told_pass_the_check_at_their_light_load():
+def test_servers_given_correctly_pass_the_check_at_their_light_load():
     ratios = []
     for least, _ in sweep_ends():
         asked = question_of(least)
@@ -199,7 +199,7 @@ def question_of(row):
     )
 
 
-def test_made_servers_can_do_what_arithmetic_says(tmp_path):
+def test_simulated_servers_reach_the_calculated_capacity(tmp_path):
     """Servers by another law than the model's, constants off by 15 %, from light loads to full."""
     rng = np.random.default_rng(20)
     bounds, inside = [], []
@@ -221,7 +221,7 @@ def test_made_servers_can_do_what_arithmetic_says(tmp_path):
     assert sum(inside) / len(inside) >= 0.8
 
 
-def test_it_stands_beside_the_bound(light):
+def test_it_is_shown_next_to_the_bound(light):
     of = analysis(light)
     found, answer = of.by_arithmetic, of.answer
     assert answer.saturation.capacity.is_bound
@@ -248,7 +248,7 @@ def test_the_plan_compares_gpus_by_it(light):
     assert costs == sorted(costs, reverse=True)
 
 
-def test_a_very_light_load_tells_a_bound(tmp_path):
+def test_a_very_light_load_gives_a_bound(tmp_path):
     of = analysis(lightly_loaded(tmp_path / "w", requests_per_second=1.0))
     found = of.by_arithmetic
     assert found.capacity.is_bound
@@ -257,14 +257,14 @@ def test_a_very_light_load_tells_a_bound(tmp_path):
     assert found.utilization.high < of.cost.utilization.high
 
 
-def test_nobody_says_the_gpu(light):
+def test_the_gpu_is_not_known(light):
     assert "name it (gpu)" in analysis(light, None).by_arithmetic.capacity.reason
 
 
-def test_a_weight_type_that_nothing_bears_out():
+def test_a_weight_type_without_validation():
     (least, _), *_ = sweep_ends()
     asked = replace(question_of(least), from_gpu=find_gpu(A100), dtype="nvfp4", gpus=8)
-    assert "no nvfp4 kernel was timed on A100" in _unlike(asked)
+    assert "no nvfp4 kernels were timed on A100" in _unlike(asked)
 
 
 def test_a_weight_type_that_was_never_timed_there_has_a_wide_band_and_says_so(tmp_path):
@@ -274,24 +274,24 @@ def test_a_weight_type_that_was_never_timed_there_has_a_wide_band_and_says_so(tm
     found = analysis(window).by_arithmetic.capacity
     assert found.low <= 5180 <= found.high
     assert found.high / found.low > 2
-    assert "no mxfp4 kernel was timed on A100-80GB-SXM" in found.sources
+    assert "no mxfp4 kernels were timed on A100-80GB-SXM" in found.sources
 
 
 @pytest.mark.parametrize(
-    ("gpu", "told", "says"),
+    ("gpu", "given", "says"),
     [
-        pytest.param("L4-PCIe", {}, "does not fit beside the weights", id="too small a GPU"),
-        pytest.param("B200-180GB-SXM", {}, "a host that limits, another GPU", id="too quick a GPU"),
-        pytest.param(A100, {"model": "Qwen3-0.6B"}, "than given?", id="another model"),
+        pytest.param("L4-PCIe", {}, "does not fit next to the weights", id="too small a GPU"),
+        pytest.param("B200-180GB-SXM", {}, "or the host may be the limit", id="too quick a GPU"),
+        pytest.param(A100, {"model": "Qwen3-0.6B"}, "check the GPU", id="another model"),
     ],
 )
-def test_what_was_told_is_not_this_server(light, gpu, told, says):
-    found = analysis(light, gpu, **told).by_arithmetic
+def test_inputs_that_do_not_fit_this_server_are_rejected(light, gpu, given, says):
+    found = analysis(light, gpu, **given).by_arithmetic
     assert says in found.capacity.reason
     assert found.capacity.is_unknown
 
 
-def test_a_measured_capacity_is_better(sweep):
+def test_a_measured_capacity_takes_precedence(sweep):
     found = analysis(sweep, model="Qwen3-0.6B").by_arithmetic
     assert found.capacity.reason == "the capacity was found from the telemetry"
 
@@ -303,17 +303,17 @@ SETUP = Setup(find_gpu(A100), 1, find_llm(MODEL), 215.0, 194.0, 0.03, 0.0124)
     ("changes", "held", "says"),
     [
         pytest.param({"is_speculating": True}, 1000.0, "speculative", id="tokens are drafted"),
-        pytest.param({"cached_ratio": 0.3}, 1000.0, "30% of the prompt", id="prompts are cached"),
-        pytest.param({}, 9000.0, "seen to do 9,000", id="it held more"),
+        pytest.param({"cached_ratio": 0.3}, 1000.0, "30 % of the prompt", id="prompts are cached"),
+        pytest.param({}, 9000.0, "but 9,000 were observed", id="it held more"),
     ],
 )
-def test_it_is_silent(light, changes, held, says):
+def test_there_is_no_result(light, changes, held, says):
     bound = Estimate.at_least(held, "the best minute", reason="steady")
     found = heaviest(analysis(light).fits[0], replace(SETUP, **changes), bound, shipped_what_if)
     assert says in found
 
 
-def test_it_is_no_less_than_what_was_held(light):
+def test_it_is_at_least_the_observed_throughput(light):
     bound = Estimate.at_least(4200.0, "the best minute", reason="steady")
     found = heaviest(analysis(light).fits[0], SETUP, bound, shipped_what_if)
     assert isinstance(found, Heaviest)
@@ -327,7 +327,7 @@ def test_its_kv_cache_says_how_many_run(light):
     assert (found.running, found.is_full) == (64.0, True)
 
 
-def test_an_idle_server_is_silent(tmp_path):
+def test_an_idle_server_gives_no_result(tmp_path):
     window = simulated(tmp_path / "w", server(0.0, 0.0, 0.0), scenarios._nobody, 600)
     of = analysis(window)
     assert of.by_arithmetic.capacity.is_unknown
@@ -335,7 +335,7 @@ def test_an_idle_server_is_silent(tmp_path):
     assert "no request finished" in of.by_arithmetic.capacity.reason
 
 
-def test_labels_tell_the_gpu(light):
+def test_labels_determine_the_gpu(light):
     found = analysis(light, None)
     make = next(iter(found.makes.values()))
     labelled = replace(make, settings={**make.settings, "gpu_product": "NVIDIA-A100-SXM4-80GB"})

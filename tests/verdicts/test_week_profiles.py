@@ -100,7 +100,7 @@ def days(counts):
     return [Day(date(2026, 1, 5) + timedelta(i), float(n), 1.0, 0.5) for i, n in enumerate(counts)]
 
 
-def test_steady_growth_is_told_exactly():
+def test_steady_growth_is_reported_exactly():
     found = weekly_growth(days([1000 * 1.01**i for i in range(28)]))
     assert found.mid == pytest.approx(1.01**7 - 1)
 
@@ -160,7 +160,7 @@ def grown(rng, count, law):
 
 
 @pytest.mark.parametrize("count", [21, 28, 60])
-def test_interval_of_growth_holds_the_truth(count):
+def test_interval_of_growth_contains_the_truth(count):
     rng, held = np.random.default_rng((7, count)), {}
     for law in LAWS:
         for _ in range(25):

@@ -113,7 +113,7 @@ def published_light_loads():
                     yield asked, other.output_tokens_per_second
 
 
-def test_an_open_load_that_is_served_draws_the_same_rate():
+def test_a_served_open_load_keeps_its_rate():
     found = [(what_if(asked), truth) for asked, truth in published_light_loads()]
     assert len(found) >= 8
     assert all(answer.low <= truth <= answer.high for answer, truth in found)
@@ -124,11 +124,11 @@ def test_no_gpu_serves_more_than_comes():
     behind = question(load=Load(requests_per_second=8.0))  # asks for 2,048 tokens/s, 1,500 served
     found = what_if(behind)
     assert found.mid == pytest.approx(2048.0)
-    assert "8 requests/s ask for no more than 2048 tokens/s" in found.sources
+    assert "8 requests/s need no more than 2048 tokens/s" in found.sources
     assert what_if(question(load=Load(requests_per_second=100.0))).mid > 2048.0
 
 
-def test_a_slower_gpu_may_not_serve_what_comes():
+def test_a_slower_gpu_may_not_serve_the_whole_load():
     asked = question(
         from_gpu=find_gpu("H100-80GB-SXM"),
         to_gpu=find_gpu("L40S-PCIe"),
@@ -140,7 +140,7 @@ def test_a_slower_gpu_may_not_serve_what_comes():
     assert what_if(replace(asked, to_gpu=find_gpu("H200-141GB-SXM"))).mid == 3000.0
 
 
-def test_held_clients_draw_the_more_the_faster_they_are_served():
+def test_closed_loop_clients_send_more_if_they_are_served_faster():
     pair = {
         "llm": find_llm("gpt-oss-120b"), "dtype": "mxfp4", "to_dtype": "mxfp4",
         "output_tokens_per_second": 335.0, "input_tokens": 229.5, "output_tokens": 216.9,
@@ -148,20 +148,20 @@ def test_held_clients_draw_the_more_the_faster_they_are_served():
     found = what_if(question(**pair, load=Load(clients=4)))
     assert found.low <= 453.0 <= found.high
     assert found.mid > 1.3 * 335.0
-    assert "4 running (clients)" in found.sources
+    assert "concurrency 4 (limit: clients)" in found.sources
 
 
 def test_a_capacity_is_never_read_as_a_light_load():
     light = question(output_tokens_per_second=60.0)
     read, result = what_if(light), what_if(replace(light, load=Load(is_capacity=True)))
-    assert "the client limits" in read.sources
+    assert "the clients were the limit" in read.sources
     assert "limits" not in result.sources
     assert result.mid > read.mid
 
 
 def test_clients_served_far_slower_than_they_could_be_leave_the_same_rate_open():
     found = what_if(question(output_tokens_per_second=150.0, load=Load(clients=64)))
-    assert "what else limits is not known" in found.sources
+    assert "something unknown limits it" in found.sources
     assert found.low < 150.0 < found.mid
 
 
@@ -170,12 +170,12 @@ def test_clients_served_far_slower_than_they_could_be_leave_the_same_rate_open()
     [
         pytest.param({"clients": 0.0}, "must be above 0; found 0", id="no client"),
         pytest.param({"requests_per_second": math.inf}, "found inf", id="an endless load"),
-        pytest.param({"clients": 4, "requests_per_second": 2.0}, "Name one of them", id="both"),
-        pytest.param({"clients": 0.5}, "holds one client or more", id="half a client"),
+        pytest.param({"clients": 4, "requests_per_second": 2.0}, "Give one of them", id="both"),
+        pytest.param({"clients": 0.5}, "has at least one client", id="half a client"),
         pytest.param({"requests_per_second": 1.0}, "are 256 tokens/s, but 1500", id="too few"),
     ],
 )
-def test_a_load_that_cannot_be_is_refused(load, says):
+def test_an_impossible_load_is_refused(load, says):
     with pytest.raises(InputError, match=says):
         question(load=Load(**load))
 
@@ -215,10 +215,10 @@ def test_held_back_runs_lie_inside_the_band():
     assert statistics.median(found.high / found.low for found, _ in answers) <= 2.4
 
 
-def test_held_back_runs_lie_inside_the_band_where_their_load_is_told():
+def test_held_back_runs_lie_inside_the_band_if_their_load_is_given():
     """Load generators limited many of them; two reasons for a wider band were found on these."""
     pairs = list(table_pairs(HELD_BACK))
-    found = answers(pairs, None, "model", is_load_told=True)
+    found = answers(pairs, None, "model", is_load_given=True)
     assert statistics.mean(each.is_inside for each in found) >= 0.88
     assert statistics.median(each.found.high / each.found.low for each in found) <= 2
 
@@ -239,7 +239,7 @@ def test_the_end_of_a_load_test_costs_a_slower_gpu_more():
     assert all_served.low == pytest.approx(808 * math.exp(-0.08))
 
 
-def test_clients_that_a_gpu_does_not_explain_tell_less():
+def test_clients_that_a_gpu_does_not_explain_widen_the_band():
     """512 clients got 2,655 from an H100 and 2,368 from an H200: something else limits."""
     asked = question(
         **GPT_OSS,
@@ -263,9 +263,7 @@ def test_clients_that_a_gpu_does_not_explain_tell_less():
         pytest.param("H100-80GB-SXM", "H100-80GB-SXM", "mxfp4", {}, 0.0, id="one GPU"),
     ],
 )
-def test_data_sheets_have_a_say_where_nothing_bears_the_kernels_out(
-    here, there, dtype, factors, share
-):
+def test_data_sheets_count_where_nothing_validates_the_kernels(here, there, dtype, factors, share):
     calibration = shipped_calibration() if factors is None else Calibration(factors)
     job = Job(find_llm("gpt-oss-120b"), dtype, 2, 1024.0, 1024.0)
     one, other = (
@@ -394,7 +392,7 @@ def test_fp8_on_ampere_is_faster_only_with_a_reason():
     )
     found = what_if(asked)
     assert found.mid > 1500.0
-    assert "leave KV room for" in found.sources
+    assert "leave KV cache for" in found.sources
 
 
 @pytest.mark.parametrize("llm", llms(), ids=lambda llm: llm.model)
@@ -459,16 +457,16 @@ def test_a_span_of_form_factors_holds_each_of_them(model, gpus):
             assert span.low * 0.99 <= one.mid <= span.high * 1.01
 
 
-def test_a_rate_past_the_arithmetic_widens_the_band_and_one_far_past_it_is_refused():
+def test_a_rate_above_the_calculated_one_widens_the_band_and_one_far_above_is_refused():
     usual, high, absurd = (
         what_if(question(output_tokens_per_second=rate)) for rate in (1500.0, 6000.0, 60_000.0)
     )
     assert high.high / high.low > 1.3 * usual.high / usual.low
-    assert "× what the arithmetic gives on G" in high.sources
+    assert "× the calculated one on" in high.sources
     assert "nothing can be scaled from it" in absurd.reason
 
 
-def test_a_light_published_pair_holds_what_scaling_gives_unless_the_load_is_told():
+def test_a_light_published_pair_includes_the_scaled_estimate_unless_the_load_is_given():
     asked = question(
         **LLAMA, to_gpu=find_gpu("H100-80GB-any"), output_tokens_per_second=2287.0,
     )  # fmt: skip
@@ -482,7 +480,7 @@ def test_a_light_published_pair_holds_what_scaling_gives_unless_the_load_is_told
     ("changed", "says"),
     [
         pytest.param(
-            {"to_gpu": find_gpu("L4-PCIe")}, "27.5 GiB a GPU, do not fit", id="weights do not fit"
+            {"to_gpu": find_gpu("L4-PCIe")}, "27.5 GiB per GPU, do not fit", id="weights do not fit"
         ),
         pytest.param(
             {"llm": find_llm("Qwen3-32B"), "input_tokens": 40_000.0, "output_tokens": 900.0},
@@ -490,7 +488,7 @@ def test_a_light_published_pair_holds_what_scaling_gives_unless_the_load_is_told
             id="no sequence fits",
         ),
         pytest.param({"input_tokens": 50_000.0}, "exceed the context", id="too long a context"),
-        pytest.param({"gpus": 3}, "3 GPUs do not divide the 40 attention heads", id="3 GPUs"),
+        pytest.param({"gpus": 3}, "the 40 attention heads", id="3 GPUs"),
         pytest.param(
             {"llm": find_llm("Qwen3-0.6B"), "to_gpu": find_gpu("T4-PCIe"), "to_dtype": "fp8"},
             "no kernel before Ampere",
@@ -551,14 +549,14 @@ def band(found):
     return math.log(found.high / found.low) / 2
 
 
-def test_a_far_question_says_so_and_has_a_wider_band():
+def test_an_estimate_far_from_published_cases_says_so_and_has_a_wider_band():
     near = what_if(question(), published=published_runs())
     far = what_if(question(to_gpu=find_gpu("L4-PCIe"), to_dtype="fp8"), published=published_runs())
     assert (near.label, far.label) == ("near", "far")
     assert near.nearest.distance < 1.5 < far.nearest.distance
     assert band(far) > 1.3 * band(near)
     assert "near: the nearest published case (distance" in near.sources
-    assert "by its data sheet beside L40S-PCIe, whose kernels were timed" in far.sources
+    assert "scaled by data sheets from L40S-PCIe, whose kernels were timed" in far.sources
 
 
 @pytest.mark.parametrize(
@@ -571,21 +569,24 @@ def test_a_far_question_says_so_and_has_a_wider_band():
         pytest.param(4.0, 10.0, 12.0, 18.0, id="to a slower GPU: carried as it is"),
     ],
 )
-def test_what_a_gpu_does_not_explain_goes_along(here, there, measured, seconds):
+def test_time_a_gpu_does_not_explain_is_carried_over(here, there, measured, seconds):
     assert carried(here, there, measured) == pytest.approx(seconds)
 
 
-def test_both_parts_of_the_measured_time_are_told():
+def test_both_parts_of_the_measured_time_are_stated():
     found = what_if(question(output_tokens_per_second=1000.0))
     assert found.explained_ratio == pytest.approx(0.5, abs=0.1)
-    assert f"the GPU explains {found.explained_ratio:.0%} of the measured time" in found.sources
+    assert (
+        f"the GPU explains {found.explained_ratio * 100:.0f} % of the measured time"
+        in found.sources
+    )
 
 
 def test_latencies_need_a_load():
-    told, untold = what_if(question(load=Load(clients=32))), what_if(question())
-    assert told.itl_seconds.is_known
-    assert told.ttft_seconds.is_known
-    assert "no load is told" in untold.itl_seconds.reason
+    reported, not_given = what_if(question(load=Load(clients=32))), what_if(question())
+    assert reported.itl_seconds.is_known
+    assert reported.ttft_seconds.is_known
+    assert "no load given" in not_given.itl_seconds.reason
 
 
 def test_latencies_and_rate_agree_with_the_clients():
@@ -610,7 +611,7 @@ def test_a_time_to_first_token_that_a_gpu_does_not_explain_is_carried_over():
     assert 0 < slow - fast < 0.6
 
 
-def test_prompts_wait_for_others_the_longer_the_more_time_prompts_take():
+def test_prompts_wait_longer_the_more_time_prompts_take():
     """Never longer than for those of all other clients; a lone client waits for nobody."""
     gpu = find_gpu("H100-80GB-SXM").rows[0]
     waits = {}
@@ -626,13 +627,13 @@ def test_prompts_wait_for_others_the_longer_the_more_time_prompts_take():
     assert waits[8192.0, 64] < waits[512.0, 64] < waits[16.0, 64] <= 1.0
 
 
-def test_clients_that_find_no_room_have_no_time_to_a_first_token():
+def test_clients_without_kv_room_have_no_ttft():
     crowd = question(
         llm=find_llm("Qwen3-32B"), to_gpu=find_gpu("A100-80GB-SXM"), load=Load(clients=64),
         from_gpu=find_gpu("H200-141GB-SXM"), input_tokens=8000.0,
     )  # fmt: skip
     found = what_if(crowd)
-    assert "clients wait for KV room" in found.ttft_seconds.reason
+    assert "clients wait for KV cache" in found.ttft_seconds.reason
     assert "clients wait" in found.itl_seconds.sources
 
 
@@ -647,7 +648,7 @@ def test_the_same_gpu_is_answered_at_another_load():
     assert found.itl_seconds.mid > same.itl_seconds.mid
 
 
-def test_a_rate_asked_about_is_served_or_not():
+def test_the_rate_asked_about_is_served_or_not():
     at = {rate: what_if(question(load=Load(clients=64), at=Load(requests_per_second=rate)))
           for rate in (2.0, 100.0)}  # fmt: skip
     assert at[2.0].mid == pytest.approx(512.0)
@@ -660,10 +661,10 @@ def test_under_a_light_load_a_faster_gpu_serves_hardly_more():
     heavy = what_if(question(output_tokens_per_second=1500.0))
     assert 60.0 <= light.mid < 60.0 * heavy.mid / 1500.0
     assert light.low < 60.0
-    assert "the client limits" in light.sources
+    assert "the clients were the limit" in light.sources
 
 
-def test_what_the_engine_says_of_itself_has_half_the_say():
+def test_the_engines_own_utilization_has_half_the_weight():
     compute_bound = what_if(question(), busy=GpuUtilization(0.6, 0.2))
     memory_bound = what_if(question(), busy=GpuUtilization(0.1, 0.75))
     assert compute_bound.mid > memory_bound.mid
@@ -726,7 +727,7 @@ def test_more_bandwidth_and_flops_are_never_slower(
 
 @settings(max_examples=100, deadline=None)
 @given(st.floats(1, 4_000), st.floats(1, 4))
-def test_a_higher_measurement_never_foresees_less(rate, factor):
+def test_a_higher_measurement_never_predicts_less(rate, factor):
     less, more = (
         what_if(question(output_tokens_per_second=value)) for value in (rate, rate * factor)
     )

@@ -171,4 +171,4 @@ def _whole(value: int | None) -> str:
 
 
 def _percent(ratio: float | None) -> str:
-    return "–" if ratio is None else f"{ratio:.1%}"
+    return "–" if ratio is None else f"{ratio * 100:.1f} %"

@@ -33,7 +33,7 @@ _MOST_USD = 1e6
 _DECIMAL_COMMA = re.compile(r"\$?\d*,\d+")
 _INTERVAL = re.compile(r"(?P<low>[^\s,]+) to (?P<high>[^\s,]+?)(?:, likely (?P<mid>\S+))?")
 
-NO_PRICE = "no price given: give usd_per_hour, or as price a row of gpu_prices.csv"
+NO_PRICE = "no price given: give usd_per_hour, or a row of gpu_prices.csv as price"
 FRESH_DAYS = 183
 NO_OFFERS = ("model constant", "TCO model", "marketplace", "spot", "owned")
 """Words in a row's provider or tier that mark it as not an on-demand offer."""

@@ -261,11 +261,11 @@ def _fastest_mean(window: Window, metric: str, least: int) -> float | None:
 
 def _basis(requests: Pace, places: float | None) -> str:
     if requests.per_second is None:
-        return "an unknown rate, because none was observed: more may have been lost"
+        return "an unknown rate, because none was observed; more may have been lost"
     how = (
         "the highest rate of any scrape interval"
         if places is None
-        else f"{places:.0f} at a time, at the speed of the fastest stretch, or the best minute"
+        else f"{places:.0f} concurrent, at the highest speed observed or that of the best minute"
     )
     return f"{requests.per_second:.3g} requests/s ({how})"
 

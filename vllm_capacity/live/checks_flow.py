@@ -343,7 +343,7 @@ def _queues(before: _Counts, after: _Counts) -> list[CheckResult]:
 
 def _queue(exporter: str, earlier: float, size: float, capacity: float) -> CheckResult:
     ratio = size / capacity if capacity else 0.0
-    found = f"{exporter}: {size:,.0f} of {capacity:,.0f} are waiting ({ratio:.0%})"
+    found = f"{exporter}: {size:,.0f} of {capacity:,.0f} are waiting ({ratio * 100:.0f} %)"
     if ratio < _FILLING_RATIO:
         return fine("Collector", "queue-filling", found)
     trend = "and it grows" if size > earlier else "but shrinking"

@@ -312,7 +312,7 @@ def _paragraphs(sentences: Sequence[str], width: int) -> str:
 def _gpus(plan: Plan, width: int) -> str:
     """The GPUs compared, the prices of our own and the best other one, and those not compared."""
     if not plan.options:
-        return wrapped(f"None compared: {plan.options_reason}", width)
+        return wrapped(f"No GPUs compared: {plan.options_reason}", width)
     known = plan.comparable
     own = [each for each in known if each.gpu == plan.gpu]
     best = [each for each in known if each.gpu != plan.gpu][:1]

@@ -130,10 +130,10 @@ def change(before: pl.DataFrame, after: pl.DataFrame, figure: str) -> Change:
         return _unknown(f"it was not observed in {' and '.join(nowhere)}")
     if any(each.height < _MIN_STEPS for each in sides):
         fewest = min(each.height for each in sides)
-        return _unknown(f"each side needs {_MIN_STEPS} steps that observed it; one has {fewest}")
+        return _unknown(f"each side needs {_MIN_STEPS} steps with this figure; one has {fewest}")
     shared = _same_loads(*sides)
     if min(each.height for each in shared) < _MIN_STEPS:
-        return _unknown(f"the two had hardly any load in common: {_loads(sides)}")
+        return _unknown(f"the loads of the two hardly overlap: {_loads(sides)}")
     return _fitted(shared, figure)
 
 

@@ -134,9 +134,11 @@ def replicas(demand: Estimate, capacity: Estimate, policy: Policy) -> Estimate:
     """
     each = capacity.scaled(1 - policy.headroom_ratio)
     load = demand.scaled(policy.lead_factor)
-    basis = [f"{policy.headroom_ratio:.0%} headroom", f"{policy.spare_replicas} spare"]
+    basis = [f"{policy.headroom_ratio * 100:.0f} % headroom", f"{policy.spare_replicas} spare"]
     if policy.lead_factor > 1:
-        basis.append(f"demand {policy.lead_factor - 1:.1%} higher when a new replica has started")
+        basis.append(
+            f"demand {(policy.lead_factor - 1) * 100:.1f} % higher when a new replica has started"
+        )
     ratio = load.divided_by(each, *basis)
     if ratio.high is not None and ratio.high > MAX_REPLICAS:
         return Estimate.unknown(f"more than {MAX_REPLICAS:,} replicas: {ratio.sources}")
@@ -543,5 +545,5 @@ def _months(times: Estimate, growth: float) -> Estimate:
         return Estimate.unknown("demand is assumed not to grow")
     if times.low is not None and times.low <= 0:
         return Estimate.unknown("they have no load")
-    basis = f"demand growing by {growth:.0%} per month"
+    basis = f"demand growing by {growth * 100:.0f} % per month"
     return times.map(lambda ratio: math.log(ratio) / math.log1p(growth), basis)

@@ -230,8 +230,8 @@ def _cost(answer: Answer) -> str:
     if answer.requests.lost.high:
         unseen = plural(answer.requests.lost.high, "request")
         return (
-            f"{text}. Up to {unseen} that finished unseen before a server restarted or died would "
-            "make it less."
+            f"{text}. It would be lower if requests finished unrecorded before a server restarted "
+            f"or died; that may be up to {unseen}."
         )
     if each.low == each.high:
         return f"{text}. Exact count; the only uncertainty is the GPU price."
@@ -275,7 +275,7 @@ def _utilization_bound(used: Estimate, idle: Estimate, bill: Estimate, why: str)
     text = f"Utilization was {value(used, percent)} of capacity"
     if idle.is_bound and bill.mid is not None:
         text += f": {value(idle, usd)} of the {usd(bill.mid)} bill bought capacity nobody used"
-    return f"{text}. How much exactly is not known: {why}."
+    return f"{text}. The exact share is not known: {why}."
 
 
 def _bottleneck(answer: Answer) -> str:

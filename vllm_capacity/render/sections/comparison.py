@@ -107,8 +107,8 @@ def _unseen(change: Change) -> str:
     if change.is_more_than_noise is not False or not least:
         return ""
     if least >= 1:
-        return "these hours are too few to show even a doubling"
-    return f"a change under {percent(least)} could go undetected in so few hours"
+        return "too little data to detect even a doubling"
+    return f"with this little data, a change under {percent(least)} could go undetected"
 
 
 def _percent(ratio: float) -> str:

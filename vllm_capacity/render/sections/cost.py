@@ -114,7 +114,7 @@ def bill_table(analysis: Analysis, by: str = "engine") -> Table:
         Column(by, "group"),
         *(Column(title, name, write, is_numeric=True) for name, title, write in _BILL),
     )
-    groups = [*sorted(bill.parts.items()), ("whole", bill.whole)]
+    groups = [*sorted(bill.parts.items()), ("total", bill.whole)]
     rows = [(name, *(getattr(costs, each) for each, _, _ in _BILL)) for name, costs in groups]
     return table(columns, rows, caption=_notes(bill.whole, by, analysis.unlabelled(by)))
 
@@ -152,7 +152,7 @@ def groups_table(analysis: Analysis, by: str) -> Table:
     ]
     whole, slow = found.whole, slowest(analysis.latency.ttft.p95)
     rows.append(
-        ("whole", *_counted(whole), None, *_used(whole), slow, whole.cost.allocation_usd, Cell(""))
+        ("total", *_counted(whole), None, *_used(whole), slow, whole.cost.allocation_usd, Cell(""))
     )
     return table(columns, rows, caption=_notes(found.whole.cost, by, analysis.unlabelled(by)))
 
@@ -276,9 +276,9 @@ def _notes(whole: Costs, by: str, unlabelled: Sequence[str]) -> str:
         because = found.reason
         if GENERATION_TOKENS in unlabelled and name in _RESTS_ON_OUTPUT:
             because = f"{GENERATION_TOKENS} is counted without the label {by}"
-        bound = "only bounded" if found.is_bound else NOT_KNOWN
+        bound = "only a bound is known" if found.is_bound else NOT_KNOWN
         reasons.setdefault(f"{bound}: {because}", []).append(title)
-    notes = [f"The whole: {', '.join(intervals)}"] if intervals else []
+    notes = [f"Total: {', '.join(intervals)}"] if intervals else []
     notes += [f"{', '.join(titles)}: {because}" for because, titles in reasons.items()]
     return ". ".join(f"{note[:1].upper()}{note[1:]}" for note in notes)
 

@@ -104,7 +104,7 @@ def limit_of(row: ModelRow) -> Cell:
     return Cell(f"{count(same)} of {plural(len(row.engines), 'engine')} {REGIMES[worst]}", worst)
 
 
-_LIMITS = {IDLE: "nothing: it was idle", CLIENT: "nothing: it has room"}
+_LIMITS = {IDLE: "none (idle)", CLIENT: "none (capacity to spare)"}
 
 
 def slowest(p95: Quantile) -> Cell:

@@ -214,7 +214,7 @@ def _many(replicas: Estimate) -> str:
 
 def _queue_sentence(check: QueueCheck | None, replicas: int | None, capacity: Estimate) -> str:
     if check is None and capacity.is_bound:
-        return "No queue check: of the capacity of a replica only a bound is known."
+        return "No queue check: only a bound on the capacity of a replica is known."
     if check is None:
         return "No queue check: demand, capacity or running requests at capacity are not known."
     limit = seconds(check.wait_limit_seconds)
@@ -223,16 +223,15 @@ def _queue_sentence(check: QueueCheck | None, replicas: int | None, capacity: Es
         f"{percent(check.utilization_ratio)} busy"
     )
     if check.wait_seconds is None:
-        waits = "and the queue would grow without end"
+        waits = "and the queue would grow without limit"
+    elif check.is_within_limit and not check.wait_seconds:
+        waits = f"and 95 % of requests would not wait at all (limit: {limit})"
     else:
-        verdict = "within" if check.is_within_limit else "not within"
-        waits = (
-            f"and 95 % of requests would wait at most {seconds(check.wait_seconds)}, {verdict} the "
-            f"limit of {limit}"
-        )
+        verdict = "within" if check.is_within_limit else "above"
+        waits = f"with a p95 wait of {seconds(check.wait_seconds)}, {verdict} the limit of {limit}"
     fewest = "no number of replicas meets that limit"
     if check.replicas_needed is not None:
-        fewest = f"the fewest replicas within the limit are {count(check.replicas_needed)}"
+        fewest = f"meeting the limit takes at least {plural(check.replicas_needed, 'replica')}"
     return f"queue check: {busy}, {waits}; {fewest}. Assumed: {check.assumes}."
 
 

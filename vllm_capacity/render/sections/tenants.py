@@ -32,7 +32,7 @@ from vllm_capacity.sources.records import pairs
 from vllm_capacity.sources.usage import LogFile, UsageLog
 from vllm_capacity.tenants import ModelUse, Tenant, Tenants, idle_rule, tenants
 
-UNMATCHED, IDLE, WHOLE, OTHERS = "(in no log)", "(idle)", "whole", "others"
+UNMATCHED, IDLE, WHOLE, OTHERS = "(in no log)", "(idle)", "total", "others"
 ADAPTERS = (
     "LoRA adapters ran here, but vLLM names them without counting their requests or tokens: give a "
     "log whose model column has their names."

@@ -217,7 +217,7 @@ def _consolidation(days: list[list[_Hour]], replicas: int, target_ratio: float) 
         mid,
         high,
         f"{needed[0]} / {needed[1]} / {needed[2]} of {replicas} replicas carry the highest / p99 / "
-        f"p95 hour at {target_ratio:.0%} utilization; failures and start-up not counted",
+        f"p95 hour at {target_ratio * 100:.0f} % utilization; failures and start-up not counted",
     )
 
 

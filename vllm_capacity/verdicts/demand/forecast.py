@@ -169,9 +169,9 @@ def _too_few_errors(grid: DemandGrid, horizon: int, past: Backtest) -> str:
     enough = next(n for n in range(1, 100 * per_day) if error_count(n, horizon, per_day) >= 10)
     days = max(enough, horizon) / per_day
     return (
-        f"too short to forecast in steps of {grid.step_seconds / 3600:g} h: an interval needs ten "
-        f"past errors, and there are {np.isfinite(past.errors).sum()}; give {days:g} days without "
-        "gaps, or ask for a shorter step"
+        f"the data are too short for steps of {grid.step_seconds / 3600:g} h: an interval needs "
+        f"ten past errors, and there are {np.isfinite(past.errors).sum()}; give {days:g} days "
+        "without gaps, or a shorter step"
     )
 
 
@@ -196,20 +196,23 @@ def refusal(grid: DemandGrid, horizon_seconds: float) -> str:
     recorded = np.isfinite(grid.rows)
     last_day = recorded[-max(1, round(DAY_SECONDS / grid.interval_seconds)) :]
     if not recorded.any():
-        return "nothing to forecast from: no row holds a value"
+        return "there is nothing to forecast from: no row has a value"
     if grid.span_seconds < DAY_SECONDS:
-        return f"too short to forecast: the rows span {hours:.1f} h, and 24 h are needed"
+        return f"the data span {hours:.1f} h, but at least 24 h are needed"
     if horizon_seconds > grid.span_seconds:
         return (
-            f"too short to forecast {horizon_seconds / 3600:g} h ahead: the rows span "
-            f"{hours:.1f} h, so no error that far ahead can be measured; ask for a shorter horizon"
+            f"the data span {hours:.1f} h, too short to measure the error of a forecast "
+            f"{horizon_seconds / 3600:g} h ahead; give a shorter horizon"
         )
     if recorded.mean() < 0.5:
-        return f"too many gaps: {recorded.mean():.0%} of the rows hold a value, half are needed"
+        return (
+            f"there are too many gaps: only {recorded.mean() * 100:.0f} % of the rows have a "
+            "value, and half are needed"
+        )
     if not last_day.any():
-        return "nothing recent to forecast from: the last day was not recorded"
+        return "the last day was not recorded"
     if not np.nansum(grid.rows):
-        return "nothing to forecast from: every row is zero"
+        return "there is nothing to forecast from: every row is zero"
     return ""
 
 
@@ -275,7 +278,7 @@ def demand_ahead(increases: pl.DataFrame) -> DemandAhead:
     )
     minutes = minutes.filter(pl.col("ts") >= _since_long_gap(minutes.get_column("ts")))
     if minutes.height < 2:
-        return DemandAhead(None, "", None, "too short to forecast: no two minutes of requests")
+        return DemandAhead(None, "", None, "the data have fewer than two minutes with requests")
     # A minute without a scrape is a row without a value: not recorded, rather than 0.
     found = forecast_demand(minutes.upsample("ts", every="1m"), column="requests")
     rows = None

@@ -134,7 +134,7 @@ def _over(one: Estimate, other: Estimate) -> Estimate:
     both = (one.low, one.mid, one.high, other.low, other.mid, other.high)
     numbers = [math.log(end) for end in both if end is not None and end > 0]
     if len(numbers) < len(both):
-        return Estimate.unknown(one.reason or other.reason or "one gives nothing")
+        return Estimate.unknown(one.reason or other.reason or "one has no throughput")
     low, mid, high, least, middle, most = numbers
     share = 1.0 if low == high or least == most else _SHARE
     down = share * math.hypot(mid - low, most - middle)

@@ -1,10 +1,10 @@
 """Every GPU type and price row as an option for a measured window: the table people choose from.
 
-An option keeps the window's model, lengths, GPU count and SLO capacity and asks `what_if` what that
-capacity would be elsewhere. If the measured loads include some that meet the latency targets and
-some that miss them, the whole curve is moved and read at the targets (`elsewhere`). Otherwise the
-capacity within an SLO is assumed to scale like saturation; the basis says so. A GPU that cannot
-serve, or has no price, stays in the table with its reason.
+An option keeps the window's model, lengths, GPU count and SLO capacity, and `what_if` estimates
+that capacity on its GPU. If some measured loads meet the latency targets and some miss them, the
+whole curve is scaled and read at the targets (`elsewhere`). Otherwise the capacity within an SLO is
+assumed to scale like saturation; the basis says so. A GPU that cannot serve, or has no price, stays
+in the table with its reason.
 """
 
 from __future__ import annotations
@@ -106,12 +106,12 @@ def whatif_table(
 
 
 def _within_targets(there: WhatIf, gain: float | None, asked: Question) -> WhatIf:
-    """What the other GPU gives within the targets, if moving the measured curve shows it."""
+    """The other GPU's throughput within the targets, if moving the measured curve shows it."""
     found = there.output_tokens_per_second
     if gain is None or found.mid is None:
         return there
     rate = asked.output_tokens_per_second * gain
-    words = f"moved curve: {gain:.2f} × within the latency targets"
+    words = f"{gain:.2f} × within the latency targets, from the measured curve scaled load by load"
     return replace(there, output_tokens_per_second=found.scaled(rate / found.mid, words))
 
 

@@ -36,7 +36,7 @@ from vllm_capacity.verdicts.saturation.slo import SloLoad
 
 Ask = Callable[[Question], WhatIf]
 LEAST_VERSION_HALF_WIDTH = 0.05
-"""Minimum half band of a version's effect, in logarithms: two runs of one setup agree that well."""
+"""Minimum half band of a version's effect, in logarithms: how well two runs of one setup agree."""
 UNKNOWN_VERSION_HALF_WIDTH = 0.15
 """What two versions of unknown effect add to half a band, in logarithms.
 
@@ -129,11 +129,11 @@ def of_version(
     """
     if here is None:
         raise InputError(
-            "To ask about another version of the engine, name the one that was measured, too "
-            "(engine version)."
+            "To estimate for another version of the engine, also give the measured one "
+            "(engine_version)."
         )
     if there is None:
-        return _widened(found, 0.0, f"assuming vLLM {here} on the other side, too")
+        return _widened(found, 0.0, f"assuming vLLM {here} on both sides")
     if there == here:
         return _widened(found, 0.0, f"vLLM {here} on both sides")
     effect = version_effect(question, published, here=here, there=there)
@@ -150,7 +150,7 @@ def _is_paired(version: str) -> bool:
 
 
 def _widened(found: WhatIf, more: float, words: str) -> WhatIf:
-    """The answer with wider bands, in logarithms, and what that rests on."""
+    """The answer with wider bands, in logarithms, and the reason in its basis."""
     return replace(
         found,
         output_tokens_per_second=wider(found.output_tokens_per_second, more, words),
@@ -283,9 +283,9 @@ def heaviest_load(question: Question, *, admitted: float | None = None) -> tuple
 def full_from_light(question: Question, ask: Ask, *, admitted: float | None = None) -> WhatIf:
     """What the same GPUs do with as many requests as they admit, from a measured light load.
 
-    Calculated, and corrected by the measured time per token. Nothing is said beyond `MOST_TIMES`
-    the measured requests: the figure is then for that many (`heaviest_load`). It is an
-    extrapolation, shown next to a measured bound.
+    Calculated, and corrected by the measured time per token. At most `MOST_TIMES` the measured
+    requests are estimated for (`heaviest_load`). It is an extrapolation, shown next to a measured
+    bound.
     """
     same = replace(
         question,
@@ -297,11 +297,11 @@ def full_from_light(question: Question, ask: Ask, *, admitted: float | None = No
     asked, is_full = heaviest_load(same, admitted=admitted)
     found = ask(replace(same, at=Load(clients=asked)))
     words = (
-        f"by arithmetic on {question.gpus} × {question.from_gpu.label} at {asked:.3g} running, "
-        f"corrected by the measured time per token at {same.load.clients or 1.0:.3g} running"
+        f"calculated for {question.gpus} × {question.from_gpu.label} at a concurrency of "
+        f"{asked:.3g}, corrected by the time per token measured at {same.load.clients or 1.0:.3g}"
     )
     if not is_full:
-        words += "; it admits more, of which so light a load tells nothing"
+        words += "; it admits more, but so light a load does not support an estimate for them"
     whole = found.output_tokens_per_second
     return replace(found, output_tokens_per_second=whole.scaled(1.0, words))
 
@@ -331,14 +331,15 @@ def version_effect(
         versions = ", ".join(sorted({run.engine_version for run in own})) or "none"
         return Estimate.unknown(
             f"no published pair of vLLM {here} and {there} for {question.llm.model} on a "
-            f"{family} GPU (versions published of it: {versions})"
+            f"{family} GPU (published versions: {versions})"
         )
     logs = [math.log(ratio) for ratio in ratios]
     middle = statistics.median(logs)
     spread = statistics.quantiles(logs, n=20)[-1] - middle if len(logs) > 1 else 0.0
     half = max(LEAST_VERSION_HALF_WIDTH, abs(spread))
     words = (
-        f"vLLM {there} over {here}: {math.exp(middle):.2f} × in {len(ratios)} published pairs of "
+        f"vLLM {there} relative to {here}: {math.exp(middle):.2f} × in {len(ratios)} published "
+        "pairs of "
         f"{question.llm.model} on {family} GPUs"
     )
     low, mid, high = (math.exp(middle + shift) for shift in (-half, 0.0, half))

@@ -72,8 +72,7 @@ def gpu_interactivity(
 ) -> Interactivity:
     """The cost per million output tokens at the same ITL on the best of the options.
 
-    It uses the same rate as `gpu_options`, which made them; a curve per GPU. InputError for unknown
-    names.
+    It uses the same rate as `gpu_options`, and has one curve per GPU. InputError for unknown names.
     """
     here = find_gpu(gpu)
     measured = measured_question(

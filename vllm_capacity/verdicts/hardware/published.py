@@ -59,8 +59,8 @@ class Case(Figures):
             f"the nearest published case (distance {self.distance:.1f}) is {self.model} "
             f"({self.dtype}) on {self.gpus} × {self.from_gpu} with "
             f"{self.from_output_tokens_per_second:,.0f} and {self.to_gpu} with "
-            f"{self.to_output_tokens_per_second:,.0f} output tokens/s, {self.input_tokens:,.0f} in "
-            f"/ {self.output_tokens:,.0f} out, {self.load}"
+            f"{self.to_output_tokens_per_second:,.0f} output tokens/s, {self.input_tokens:,.0f} "
+            f"prompt and {self.output_tokens:,.0f} output tokens per request, {self.load}"
         )
 
 
@@ -110,10 +110,10 @@ def measured_ratio(wanted: Question, published: Sequence[Measurement]) -> Estima
 def correction(
     wanted: Question, published: Sequence[Measurement], model_log: Callable[[Question], float]
 ) -> tuple[float, float]:
-    """What the model's published pairs add to the logarithm of its ratio, and their weight.
+    """The correction by the model's published pairs to the logarithm of its ratio, and a weight.
 
-    The mean error of `model_log` on saturated pairs, each weighted by how near its lengths are, and
-    shrunk as if one more pair had shown no error. Without pairs: (0, 0).
+    It is the mean error of `model_log` on saturated pairs, each weighted by how close its lengths
+    are, and shrunk as if one more pair had shown no error. Without pairs: (0, 0).
     """
     total = weight = 0.0
     seen: set[str] = set()
@@ -218,10 +218,11 @@ def _overlap(one: GpuSpan, other: GpuSpan) -> bool:
 def _words(pair: Pair, ratio: float) -> str:
     one, other = pair.one, pair.other
     return (
-        f"measured: {one.model} {one.dtype} on {one.gpus} × {one.gpu} gave "
+        f"measured: {one.model} {one.dtype} on {one.gpus} × {one.gpu} produced "
         f"{one.output_tokens_per_second:.0f} and {other.dtype} on {other.gpu} "
         f"{other.output_tokens_per_second:.0f} output tokens/s (ratio {ratio:.2f}); "
-        f"{one.workload}, {one.input_tokens:g} in / {one.output_tokens:g} out, {one.load}; "
+        f"{one.workload}, {one.input_tokens:g} prompt and {one.output_tokens:g} output tokens per "
+        f"request, {one.load}; "
         f"vLLM {one.engine_version or 'version not stated'} and "
         f"{other.engine_version or 'version not stated'}; {one.source} ({one.date})"
     )

@@ -31,8 +31,9 @@ KEPT_UP_RATIO = 0.9
 class Load:
     """The load of a measurement, if known, or of the question about the other GPU.
 
-    Either `clients` that a load test held busy, or the `requests_per_second` that users sent, or
-    `is_capacity`: the rate is the maximum of that GPU (at an SLO, say). None of them: unknown.
+    Either `clients` that a load test kept busy, or the `requests_per_second` that users sent, or
+    `is_capacity`: the rate is the maximum of that GPU (at an SLO, for example). None of them:
+    unknown.
     """
 
     clients: float | None = None
@@ -45,16 +46,16 @@ class Load:
         if not all(0 < load <= MOST for load in loads):
             raise InputError(f"Clients and requests/s must be above 0; found {loads[0]:g}.")
         if self.clients is not None and self.clients < 1:
-            raise InputError(f"A load test holds one client or more; found {self.clients:g}.")
+            raise InputError(f"A load test has at least one client; found {self.clients:g}.")
         if len(loads) + self.is_capacity > 1:
             raise InputError(
-                "A load is clients that are held busy, or requests/s that come; found both: "
-                f"{self.clients} and {self.requests_per_second}. Name one of them."
+                "A load is either a number of clients or requests/s; found both: "
+                f"{self.clients} and {self.requests_per_second}. Give one of them."
             )
 
     @property
     def is_known(self) -> bool:
-        """Whether anything is known of it."""
+        """Whether the load is known."""
         return self != Load()
 
 
@@ -95,14 +96,14 @@ class Question:
         if not all(1 <= n <= MOST_GPUS for n in counts) or not all(0 < n <= MOST for n in numbers):
             raise InputError(
                 f"There must be 1 to {MOST_GPUS} GPUs, and the output rate, both token counts and "
-                f"latencies be above 0; found {', '.join([*map(str, counts), *found])}."
+                f"latencies must be above 0; found {', '.join([*map(str, counts), *found])}."
             )
         offered = self.offered_tokens_per_second
         if offered is not None and self.output_tokens_per_second > MOST_SERVED * offered:
             raise InputError(
                 f"{self.load.requests_per_second:g} requests/s of {self.output_tokens:g} output "
                 f"tokens are {offered:.4g} tokens/s, but {self.output_tokens_per_second:.6g} were "
-                "measured: no server gives more than is asked for. Check both figures."
+                "measured: no server produces more than is requested. Check both figures."
             )
 
     @property
@@ -261,8 +262,8 @@ def _unfit(job: Job, gpu: Gpu) -> str:
     if fit < 1:
         weights = job.llm.weights_bytes(job.dtype) / job.gpus / GIB
         return (
-            f"beside {weights:.1f} GiB of {job.dtype} weights a GPU, {job.gpus} × {gpu.name} have "
-            f"KV room for {fit:.2f} of one sequence of {tokens:,.0f} tokens"
+            f"{weights:.1f} GiB of {job.dtype} weights per GPU leave {job.gpus} × {gpu.name} KV "
+            f"cache for only {fit:.2f} of one sequence of {tokens:,.0f} tokens"
         )
     return ""
 
@@ -270,6 +271,6 @@ def _unfit(job: Job, gpu: Gpu) -> str:
 def _too_heavy(job: Job, gpu: Gpu) -> str:
     weights = job.llm.weights_bytes(job.dtype) / job.gpus / GIB
     return (
-        f"the {job.dtype} weights, {weights:.1f} GiB a GPU, do not fit {job.gpus} × {gpu.name} "
-        f"of {gpu.memory_gib:g} GiB"
+        f"the {job.dtype} weights, {weights:.1f} GiB per GPU, do not fit on {job.gpus} × "
+        f"{gpu.name} with {gpu.memory_gib:g} GiB each"
     )

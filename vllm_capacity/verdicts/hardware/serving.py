@@ -9,9 +9,8 @@
 3. *Cycle*. While a sequence writes its output, every other one is served too: a batch of b needs b
    prompts computed in that time, in mixed steps of up to a prompt or of what the limit allows; the
    other steps only decode. Seconds per token = those steps ÷ output tokens (`step_time`).
-4. *Kernels* are those measured for the GPU (`data/gpu_kernels.csv`). A GPU without any has the
-   rates
-   of the nearest one of its architecture, scaled by the two data sheets, and says so.
+4. *Kernels* are those measured for the GPU (`data/gpu_kernels.csv`). A GPU without any gets the
+   rates of the nearest one of its architecture, scaled by the two data sheets; the basis says so.
 """
 
 from __future__ import annotations
@@ -219,9 +218,9 @@ def _most(one: float, other: float) -> float:
 class Rates:
     """The kernels of a GPU at a weight type, and their origin.
 
-    `peer` is the GPU whose tables stand in for one without any, empty if it has its own. `lent` is
-    whether a product of that weight type was never timed on it. `is_timed`: every kernel was timed
-    on that chip, or on its other form factor, or its rate fitted to published runs. `is_borne_out`:
+    `peer` is the GPU whose tables stand in for one without any, empty if it has its own. `lent`:
+    products of that weight type were never timed on it. `is_timed`: every kernel was timed on that
+    chip, or on its other form factor, or its rate was fitted to published runs. `is_borne_out`:
     runs of that weight type on its architecture contributed to the rate.
     """
 
@@ -478,20 +477,20 @@ def users_that_fit(
     if high < 1:
         weights = llm.weights_bytes(dtype) / gpus / GIB
         return Estimate.unknown(
-            f"{weights:.1f} GiB of {dtype} weights per GPU leave {gpus} × {span.label} no KV room "
-            f"for one sequence of {tokens:,} tokens"
+            f"{weights:.1f} GiB of {dtype} weights per GPU leave {gpus} × {span.label} too little "
+            f"KV cache for one sequence of {tokens:,} tokens"
         )
-    basis = f"KV arithmetic on {gpus} × {span.label}, all at {tokens:,} tokens at once"
+    basis = f"KV cache of {gpus} × {span.label}, with all users at {tokens:,} tokens at once"
     if tokens > llm.max_context_tokens:
-        basis += f", which is past the model's own context of {llm.max_context_tokens:,}"
+        basis += f", which exceeds the model's own context of {llm.max_context_tokens:,}"
     return Estimate.known(low, mid, high, basis, kind=Kind.ASSUMED, confidence=None)
 
 
 def uneven(llm: Llm, gpus: int) -> str:
-    """Why vLLM would not start on that many GPUs, with numbers; empty if it may."""
+    """Why vLLM would not start on that many GPUs, with numbers; empty if it can."""
     if gpus <= llm.attention_heads and llm.attention_heads % gpus == 0:
         return ""
     return (
-        f"{gpus} GPUs do not divide the {llm.attention_heads} attention heads of {llm.model}: "
-        "vLLM splits them evenly"
+        f"the {llm.attention_heads} attention heads of {llm.model} cannot be split evenly over "
+        f"{gpus} GPUs, as vLLM requires"
     )

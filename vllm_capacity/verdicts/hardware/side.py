@@ -44,7 +44,7 @@ those of 2024, 10.7 % against 12.6 %).
 THIN_TABLES = "Ampere"
 """The architecture whose tables only have 16-bit kernels."""
 QUEUED_PROMPTS = 0.28
-"""The power of the clients with which a prompt's wait grows, beside the queue of a busy server.
+"""The exponent with which a prompt's wait grows with the number of clients, besides the queue.
 
 Clients that were served together arrive together again; independent ones wait less. Fitted to the
 silicon rows of gpt-oss-120b, whose clients do so; those of MiniMax-M2.5 alone give 0.32.
@@ -162,9 +162,9 @@ def kernel_words(each: Side) -> str:
     """Whose kernels stand in for a GPU without its own tables; empty if it has them."""
     gpu, found = each.machine.gpu, each.rates
     if found.peer:
-        return f"{gpu.name}: by its data sheet beside {found.peer}, whose kernels were timed"
+        return f"{gpu.name}: scaled by data sheets from {found.peer}, whose kernels were timed"
     if found.lent:
-        return f"{gpu.name}: no {each.job.dtype} kernel was timed on it"
+        return f"{gpu.name}: no {each.job.dtype} kernels were timed on it"
     return ""
 
 
@@ -177,8 +177,10 @@ def side_words(each: Side, clients: float | None) -> str:
     elif each.batch >= CLIENTS_OFFERED:
         limit = "assumed load"
     else:
-        limit = "KV room"
+        limit = "KV cache"
     mixed = each.cycle.mixed_steps * each.cycle.mixed_seconds
     share = mixed / (each.sequence_seconds * each.job.output_tokens)
-    mostly = "prompts" if share > 0.5 else "decoding"
-    return f"{each.machine.gpu.name}: {each.batch:.0f} running ({limit}), mostly {mostly}"
+    mostly = "prefill" if share > 0.5 else "decoding"
+    return (
+        f"{each.machine.gpu.name}: concurrency {each.batch:.0f} (limit: {limit}), mostly {mostly}"
+    )

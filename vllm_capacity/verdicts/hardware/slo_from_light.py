@@ -92,17 +92,17 @@ class _FromLight:
         slow, middle, fast = ((self.seen, *(each[end] for each in ends)) for end in range(3))
         (low, _), (mid, is_ended), (high, is_sure) = map(_within, (slow, middle, fast))
         running = _running_at(middle, mid)
-        seen = f"{self.seen.running:.3g} running"
+        seen = f"{self.seen.running:.3g}"
         words = (
-            f"by arithmetic on {self.question.gpus} × {self.question.from_gpu.label} at "
-            f"{running:.3g} running, rate and latencies corrected by those measured at {seen}"
+            f"calculated for {self.question.gpus} × {self.question.from_gpu.label} at a "
+            f"concurrency of {running:.3g}, corrected by the rate and latencies measured at {seen}"
         )
         if is_full or (is_ended and is_sure):
             found = Estimate.known(low, mid, high, words, kind=Kind.EXTRAPOLATED)
             return Within(found, running, middle)
         reason = (
-            f"the targets may be met at more than {heaviest:.3g} running requests, and a load of "
-            f"{seen} tells of no more than {MOST_TIMES:.0f} × as many"
+            f"the targets may be met above a concurrency of {heaviest:.3g}, but a load of {seen} "
+            f"only supports estimates up to {MOST_TIMES:.0f} × as many"
         )
         return Within(Estimate.at_least(low, words, reason=reason), running, middle)
 

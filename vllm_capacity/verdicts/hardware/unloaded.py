@@ -98,11 +98,11 @@ class Setup:
     def reason(self) -> str:
         """Why the calculation does not apply to this engine; empty if it does."""
         if self.is_speculating:
-            return "speculative decoding is on, for which the arithmetic is not calibrated"
+            return "speculative decoding is on, for which the calculation is not calibrated"
         if self.cached_ratio > MOST_CACHED:
             return (
-                f"{self.cached_ratio:.0%} of the prompt tokens came from the prefix cache, for "
-                "which the arithmetic is not calibrated"
+                f"{self.cached_ratio * 100:.0f} % of the prompt tokens came from the prefix cache, "
+                "for which the calculation is not calibrated"
             )
         if self.kv_tokens is None or self.llm.attention not in _PLAIN:
             return ""
@@ -112,8 +112,8 @@ class Setup:
         if self.kv_tokens * each <= MOST_KV * room:
             return ""
         return (
-            f"its KV cache of {self.kv_tokens:,.0f} tokens does not fit beside the weights on "
-            f"{self.gpus} × {self.gpu.label}: another GPU, count or model than given?"
+            f"its KV cache of {self.kv_tokens:,.0f} tokens does not fit next to the weights on "
+            f"{self.gpus} × {self.gpu.label}: check the GPU, the number of GPUs and the model"
         )
 
     @property
@@ -168,13 +168,13 @@ class Heaviest:
     @property
     def capacity(self) -> Estimate:
         """Output tokens/s that the engine can do; a lower bound if it is not full at that load."""
-        found, times = self.output_tokens_per_second, f"{MOST_TIMES:.0f} × as many"
+        found, times = self.output_tokens_per_second, f"{MOST_TIMES:.0f} ×"
         if self.is_full or found.low is None:
             return found
         seen = self.question.load.clients or 1.0
         reason = (
-            f"it admits more than {self.running:.3g} running requests, and a load of {seen:.3g} "
-            f"tells of no more than {times}"
+            f"it admits a concurrency above {self.running:.3g}, but a load of {seen:.3g} only "
+            f"supports estimates up to {times} as many"
         )
         return Estimate(found.low, None, None, found.basis, reason, found.kind, found.confidence)
 
@@ -190,7 +190,7 @@ def heaviest(fit: SaturationFit, setup: Setup | str, held: Estimate, ask: Ask) -
     met = load_met([fit])
     question = None if met is None else setup.asked(met[0])
     if question is None:
-        return "no tokens were served whose time the arithmetic could go by"
+        return "no tokens were served, so there is no measured latency to calculate from"
     if setup.reason:
         return setup.reason
     if unlike := _unlike(question):
@@ -207,8 +207,8 @@ def heaviest(fit: SaturationFit, setup: Setup | str, held: Estimate, ask: Ask) -
     weights = f"weights as {setup.llm.weights_dtype}, {found.label}"
     if not is_timed:
         weights += (
-            f": no {question.dtype} kernel was timed on {setup.gpu.label}, those of another GPU "
-            "stand for it, which published runs bear out within a third; hence the wide band"
+            f": no {question.dtype} kernels were timed on {setup.gpu.label}, so those of another "
+            "GPU are used, which published runs confirm within a third; hence the wide band"
         )
     output = replace(output, basis=(words, weights, *rest))
     return Heaviest(question, output, *heaviest_load(question, admitted=setup.admitted))
@@ -225,7 +225,7 @@ def heaviest_within(
     question = full.question
     seen = slo_load_near(fit, slo, question.load.clients or 1.0)
     if seen is None:
-        return "no step has the latencies that the targets ask for"
+        return "no step has the latencies that the targets are for"
     light = replace(
         seen,
         running=question.load.clients or 1.0,
@@ -239,7 +239,7 @@ def heaviest_within(
         widen=partial(in_production, is_timed=not _is_lent(question)),
     )
     if found is None:
-        return f"the light load missed the targets already: {seen.worst:.2g} × the nearest one"
+        return f"even the light load missed the targets: {seen.worst:.2g} × the nearest one"
     output = _no_less(found.output_tokens_per_second, held)
     if output.is_unknown:
         return output.reason
@@ -260,16 +260,16 @@ def _unlike(question: Question) -> str:
     """Why the calculation does not apply to a server with that light load; empty if it does."""
     found, gpu = _sides(question), question.from_gpu.label
     if all(each.rates.lent and not each.rates.is_borne_out for each in found):
-        return f"no {question.dtype} kernel was timed on {gpu}: nothing bears the arithmetic out"
+        return f"no {question.dtype} kernels were timed on {gpu}, so nothing validates an estimate"
     rate = question.output_tokens_per_second
     ratio = min((rate / each.rate for each in found), key=lambda each: abs(math.log(each)))
     if SLOWEST <= ratio <= FASTEST:
         return ""
-    what = "a host that limits, " if ratio < 1 else ""
+    host = "; or the host may be the limit" if ratio < 1 else ""
     return (
-        f"at {question.load.clients or 1.0:.3g} running it gave {ratio:.2f} × the tokens that "
-        f"arithmetic gives on {question.gpus} × {gpu}: {what}another GPU, count, weight type or "
-        "model than given?"
+        f"at a concurrency of {question.load.clients or 1.0:.3g} it produced {ratio:.2f} × the "
+        f"tokens calculated for {question.gpus} × {gpu}: check the GPU, the number of GPUs, the "
+        f"weight type and the model{host}"
     )
 
 
@@ -288,14 +288,14 @@ def _sides(question: Question) -> list[Side]:
 
 
 def _no_less(found: Estimate, held: Estimate) -> Estimate:
-    """The calculated figure, its low end raised to what was held; unknown if it is below that."""
+    """The calculated figure, its low end raised to the known one; unknown if it is below that."""
     least = held.low
     if least is None or found.low is None:
         return found
     if found.mid is not None and found.mid < least:
         return Estimate.unknown(
-            f"arithmetic gives {found.mid:,.0f} output tokens/s, yet it was seen to do "
-            f"{least:,.0f}: another GPU, weight type or model than given?"
+            f"{found.mid:,.0f} output tokens/s were calculated, but {least:,.0f} were observed: "
+            "check the GPU, the weight type and the model"
         )
     return replace(found, low=max(found.low, least))
 
@@ -332,7 +332,7 @@ class ByArithmetic(Figures):
 
     @classmethod
     def silent(cls, reason: str) -> ByArithmetic:
-        """No result, with the reason."""
+        """An empty result, with its reason."""
         nothing = Estimate.unknown(reason)
         return cls(None, None, None, None, None, *(nothing for _ in range(8)))
 

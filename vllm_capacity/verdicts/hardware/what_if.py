@@ -81,18 +81,21 @@ By whether the clients are given. If they are, the calculation already uses thei
 low is due to the load generator.
 """
 MOST_TIMES_MEASURED = 2.0
-"""How far a measured rate may exceed the calculated one: published ones, left out, did 1.7 ×."""
-MOST_BELIEVED = 10.0
-"""A rate above this multiple of the calculated one is refused; cached prompts can explain some."""
-CLOSED_SHARE = 0.6
-"""How far a light load counts as held clients: load tests hold clients, users arrive freely.
+"""How far a measured rate may exceed the calculated one.
 
-The band includes the other reading, the same rate.
+Of published runs left out of the fit, the highest was 1.7 × the calculated rate.
+"""
+MOST_BELIEVED = 10.0
+"""A rate above this multiple of the calculated one is refused; below, prompts may be cached."""
+CLOSED_SHARE = 0.6
+"""The weight of reading a light load as a fixed number of clients, as in load tests.
+
+The other reading, that users arrive at the same rate, is within the band.
 """
 SERVED_HALF_WIDTH = 0.08
 """Half the band, in logarithms, if all requests are served: runs of one load differ that much."""
 TTFT_HALF_WIDTH = 0.45
-"""Half the band of a time to first token: by any method it is off by about 15 % (median)."""
+"""Half the band of a time to first token: the median error of any method is about 15 %."""
 TESTED, NEARBY, FAR, SAME = "tested", "near", "far", "same"
 
 
@@ -184,7 +187,7 @@ class WhatIf(Figures):
 
     @property
     def sources(self) -> str:
-        """The same in one line."""
+        """The basis in one line."""
         return self.output_tokens_per_second.sources
 
     def as_dict(self) -> dict[str, Any]:
@@ -330,7 +333,7 @@ class _Asking:
         return nearest_case(self.question, self.published)
 
     def _unbelievable(self) -> str:
-        """Why nothing can be scaled from a rate that is impossible on G; empty if possible."""
+        """Why nothing can be scaled from a rate impossible on the measured GPU; else empty."""
         question, measured = self.question, self.question.output_tokens_per_second
         job, clients = question.job_here, question.load.clients
         rate = max(
@@ -341,9 +344,9 @@ class _Asking:
             return ""
         return (
             f"{measured:,.6g} output tokens/s is more than {MOST_BELIEVED:g} × the {rate:,.3g} "
-            f"that arithmetic gives on {question.gpus} × {question.from_gpu.label}: nothing can be "
-            "scaled from it. Check the GPU and its count, the weight type, the token counts and "
-            "the clients"
+            f"calculated for {question.gpus} × {question.from_gpu.label}, so nothing can be scaled "
+            "from it. Check the GPU and its count, the weight type, the token counts and the "
+            "clients"
         )
 
     def _throughput(self) -> tuple[Estimate, str]:
@@ -383,7 +386,7 @@ class _Asking:
         if measured_ratio(full, self.published) or scaled.mid is None or found.low is None:
             return found
         low, mid, high = found.low, found.mid or found.low, found.high or found.low
-        words = "a light load; another one of that rate may scale as the arithmetic does"
+        words = "a light load: another load of that rate may scale as calculated instead"
         return replace(
             found,
             low=min(low, scaled.mid),
@@ -471,7 +474,8 @@ class _Asking:
     def _beside_sheets(self, one: Side, other: Side, gain: float) -> float:
         """The weighted mean of a gain by timed kernels and by data sheets.
 
-        If G served all requests, the data sheets give the rate that it could have reached.
+        If the measured GPU served all requests, the data sheets give the rate it could have
+        reached.
         """
         here, there = (_by_sheets(each, self.shares) for each in (one, other))
         by_sheets = log_ratio(here, there)
@@ -488,7 +492,7 @@ class _Asking:
     def lightness(self, one: Side) -> float:
         """How far a rate is attributed to the clients, 0 to 1: see `LIGHT_LOADS`.
 
-        0 if the question says that G gave all it could, or that it served all requests.
+        0 if the question says that the measured GPU was at capacity, or served all requests.
         """
         question = self.question
         if question.load.is_capacity or question.is_kept_up or question.at is not None:
@@ -512,18 +516,19 @@ class _Asking:
             return found
         half = SERVED_HALF_WIDTH + (self._tail(offered) if is_kept else 0.0)
         low, mid = min(found.low, cap * math.exp(-half)), min(found.mid, cap)
-        words = f"{load.requests_per_second:g} requests/s ask for no more than {cap:.4g} tokens/s"
+        words = f"{load.requests_per_second:g} requests/s need no more than {cap:.4g} tokens/s"
         if found.low > cap:
-            words += f", and H could give {found.low:.3g} to {found.high:.3g}"
+            gpu = question.to_gpu.label
+            words += f", and {gpu} could produce {found.low:.3g} to {found.high:.3g}"
         high = cap * math.exp(SERVED_HALF_WIDTH)
         return replace(found, low=low, mid=mid, high=high, basis=(words, *found.basis))
 
     def _tail(self, offered: float) -> float:
-        """The loss of a slower GPU, in logarithms, due to what G did not serve of an open load.
+        """The loss of a slower GPU, in logarithms, from requests unfinished when a load test ends.
 
-        A load test ends with requests that still run; there are more of them the longer each takes,
-        in proportion to the running requests at that rate (Little's law). 0 for servers that lose
-        nothing, or a faster GPU.
+        An open load of the measured GPU ends with some requests still running. The longer each
+        takes, the more there are, in proportion to the running requests at that rate (Little's
+        law). 0 for servers that lose nothing, or a faster GPU.
         """
         one, other, rate = self.froms[0], self.tos[0], self.question.output_tokens_per_second
         longer = self.batch_for(rate, other) / self.batch_for(rate, one) - 1
@@ -535,7 +540,7 @@ class _Asking:
         if found.mid is None or found.low is None or found.high is None:
             return (Estimate.unknown(found.reason),) * 2
         if load.clients is None and load.requests_per_second is None:
-            reason = "no load is told: say clients (--clients) or requests/s"
+            reason = "no load given: give clients (--clients) or requests/s (--requests-per-second)"
             return (Estimate.unknown(reason),) * 2
         running = other.batch
         if load.requests_per_second is not None:
@@ -546,12 +551,14 @@ class _Asking:
         itl = self._itl(seconds, ttft)
         half = math.log(found.high / found.low) / 2
         basis = f"{running:.3g} running at {found.mid:,.4g} output tokens/s"
-        words = f"{basis}: requests in flight ÷ rate, less the time to the first token"
+        words = f"{basis}: requests in flight ÷ rate, minus the time to first token"
         if load.clients is not None and running < load.clients:
             words += f"; the other {load.clients - running:.3g} clients wait"
-            waits = "clients wait for KV room: their time to the first token is a queue's"
+            waits = "clients wait for KV cache, so their time to first token depends on the queue"
             return _around(itl, half, words), Estimate.unknown(waits)
-        ttft_words = f"{basis}: the prompt's steps by arithmetic; by any method 15 % off (median)"
+        ttft_words = (
+            f"{basis}: calculated steps of the prompt; the median error of any method is 15 %"
+        )
         return _around(itl, half, words), _around(ttft, TTFT_HALF_WIDTH, ttft_words)
 
     def _ttft(self, there: Side, seconds: float) -> float:
@@ -591,11 +598,14 @@ class _Asking:
             if each:
                 yield each
         if share := sheet_share(one, other):
-            yield f"by timed kernels, and to {share:.0%} by data sheets"
+            yield (
+                f"based {(1 - share) * 100:.0f} % on timed kernels and {share * 100:.0f} % on data "
+                "sheets"
+            )
         if is_latent(question):
             yield (
                 "latent attention: only its kernel was timed, and no published run of such a model "
-                "bears the answer out; hence the wider band"
+                "validates the estimate, so the band is wider"
             )
         if weight:
             yield f"corrected by published pairs of this model (weight {weight:.1f})"
@@ -603,12 +613,12 @@ class _Asking:
             yield self._light_words(one)
         if _excess(question, one) > 1:
             yield (
-                f"that is {question.output_tokens_per_second / one.rate:.1f} × what the "
-                "arithmetic gives on G: cached prompts, or another set-up than given? Hence the "
-                "wider band"
+                f"the measured rate is {question.output_tokens_per_second / one.rate:.1f} × the "
+                f"calculated one on {question.from_gpu.label}, so the band is wider; were prompts "
+                "cached, or was the setup different?"
             )
         if self.nearest is not None:
-            yield f"{self.label}: {self.nearest.words}"
+            yield f"rated {self.label}: {self.nearest.words}"
 
     def _explained_words(self, one: Side) -> Iterator[str]:
         measured = 1 / self.question.output_tokens_per_second
@@ -617,19 +627,21 @@ class _Asking:
         share = one.seconds_per_token / measured
         if share < 1:
             yield (
-                f"the GPU explains {share:.0%} of the measured time; the rest (host, load "
-                "generator, eager mode) is carried over"
+                f"the GPU explains {share * 100:.0f} % of the measured time; the rest (host, load "
+                "generator, eager mode) is kept unchanged"
             )
 
     def _light_words(self, one: Side) -> str:
+        here, there = self.question.from_gpu.label, self.question.to_gpu.label
         if not self.question.load.is_known:
             return (
-                f"light load: the arithmetic gives {one.rate:.0f} tokens/s on G at saturation, so "
-                "the client limits, and H is read between the same rate and as many clients"
+                f"light load: {here} could produce {one.rate:,.0f} tokens/s at saturation, so the "
+                f"clients were the limit; {there} is estimated between the same rate and the same "
+                "number of clients"
             )
         return (
-            f"the arithmetic gives {one.rate:.0f} tokens/s on G under that load: what else limits "
-            "is not known, and H is read between the same rate and the gain"
+            f"{here} could produce {one.rate:,.0f} tokens/s under that load; something unknown "
+            f"limits it, so {there} is estimated between the same rate and the full gain"
         )
 
     def _widened_words(self, found: Estimate) -> Iterator[str]:
@@ -638,13 +650,13 @@ class _Asking:
         one, other = self.machines[0]
         gpu, dtype = other.machine.gpu, question.to_dtype
         if dtype in ("fp8", "int8", "nvfp4"):
-            words = "weights widen to 16 bits, no compute won"
+            words = "weights are widened to 16 bits, which saves no compute"
             yield f"{gpu.name} has no {dtype} tensor cores: {words}"
         else:
-            yield f"vLLM widens {dtype} weights to 16 bits: no compute won"
+            yield f"vLLM widens {dtype} weights to 16 bits, which saves no compute"
         wide = question.job_as("bf16")
         if kv_room_bytes(wide, other.machine) <= 0:
-            yield "still faster than 16 bits, because those leave no KV room"
+            yield "still faster than 16 bits, because 16-bit weights leave no room for KV cache"
             return
         sixteen = replace(self, question=replace(question, to_dtype="bf16"))
         answer = what_if(
@@ -657,7 +669,7 @@ class _Asking:
         )
         if answer.mid is not None and found.mid is not None and found.mid > answer.mid:
             plain = sixteen.machines[0][1]
-            why = "published pairs of this model say so"
+            why = "published pairs of this model show it"
             if self._gain(one, other) > sixteen._gain(one, plain):
                 why = _why_smaller_is_faster(plain, other)
             yield f"still faster than 16 bits, because {why}"
@@ -674,15 +686,16 @@ def _around(mid: float, half: float, words: str) -> Estimate:
 
 
 def _excess(question: Question, one: Side) -> float:
-    """By what factor a rate on G exceeds the limit for published runs; at least 1."""
+    """By what factor the measured rate exceeds the limit for published runs; at least 1."""
     return max(question.output_tokens_per_second / one.rate / MOST_TIMES_MEASURED, 1.0)
 
 
 def _utilization_log(busy: GpuUtilization, one: Side, other: Side) -> float:
     """The logarithm of the ratio from the engine's own utilization, at the same batch.
 
-    Of each second on G, compute took FLOPS used ÷ reachable, memory bandwidth used ÷ reachable.
-    Both scale with what kernels reach; the remainder (the host) does not.
+    Of each second on the measured GPU, compute took FLOPS used ÷ FLOPS reachable, and memory took
+    bandwidth used ÷ bandwidth reachable. Both scale with what kernels reach; the rest (the host)
+    does not.
     """
     here, there = one.rates.kernels.dense, other.rates.kernels.dense
     flops = one.machine.tensor_tflops * 1e12
@@ -700,7 +713,7 @@ def _utilization_log(busy: GpuUtilization, one: Side, other: Side) -> float:
 def _why_smaller_is_faster(sixteen: Side, other: Side) -> str:
     if other.batch > sixteen.batch:
         return (
-            "smaller weights read sooner and leave KV room for "
+            "smaller weights are read faster and leave KV cache for "
             f"{other.batch:.0f} sequences instead of {sixteen.batch:.0f}"
         )
-    return "reading weights takes much of the time, and smaller weights read sooner"
+    return "reading weights takes much of the time, and smaller weights are read faster"

@@ -173,5 +173,10 @@ def span(start: datetime, end: datetime) -> str:
 
 
 def amounts(max_effect: Mapping[str, float]) -> str:
-    """The figures that a finding moves, in words."""
-    return "; ".join(f"{figure} by at most {amount:.3g}" for figure, amount in max_effect.items())
+    """The figures that a finding affects, each with its largest possible error."""
+    return "; ".join(f"{figure} by at most {_plain(most)}" for figure, most in max_effect.items())
+
+
+def _plain(amount: float) -> str:
+    """Three digits without an exponent: 0.125, 13, 35,600."""
+    return f"{amount:.3g}" if amount < 999.5 else f"{float(f'{amount:.3g}'):,.0f}"

@@ -54,9 +54,9 @@ def outages(evidence: Evidence) -> list[Finding]:
         silent = (evidence.time_range.end - outage.last_good).total_seconds()
         is_long = silent > max(30.0, 5.0 * outage.median_seconds)
         what = (
-            f"stopped answering: its last {outage.failed} scrapes failed, over {silent:.0f} s"
+            f"stopped answering: its last {outage.failed} scrapes failed, over {silent:,.0f} s"
             if outage.failed
-            else f"was not scraped for the last {silent:.0f} s"
+            else f"was not scraped for the last {silent:,.0f} s"
         )
         effect = (
             f"{outage.instance} {what}. What it counted after its last good scrape is missing from "
@@ -172,8 +172,9 @@ def _bound(unread: Sequence[Unread], evidence: Evidence) -> str:
         return ""
     seconds = sum(_seconds(each.start, each.end) for each in unread)
     return (
-        " (an upper bound, not an estimate: what ran and waited at the last scrape, the most that "
-        f"ever finished between two scrapes, and {seconds:.3g} s at {evidence.losses.basis})"
+        " (an upper bound, not an estimate: the requests running and waiting at the last scrape, "
+        "the most that ever finished between two scrapes, and "
+        f"{seconds:.3g} s at {evidence.losses.basis})"
     )
 
 
@@ -181,8 +182,8 @@ def _in_flight(unread: Sequence[Unread]) -> str:
     running = sum(each.running or 0.0 for each in unread)
     waiting = sum(each.waiting or 0.0 for each in unread)
     return (
-        f"{running:.0f} requests ran and {waiting:.0f} waited at the last scrape; those that had "
-        "not finished when the process ended never did, and are missing from all figures too."
+        f"{running:.0f} requests ran and {waiting:.0f} waited at the last scrape; those that never "
+        "finished are missing from all figures, too."
     )
 
 

@@ -35,7 +35,8 @@ def coverage(evidence: Evidence, gauges: Gauges) -> list[Finding]:
             max_effect[f"{name}.mean"] = share * max(most - mean, mean)
     severity = "info" if share <= 0.01 else "warning" if share <= 0.2 else "error"
     effect = (
-        f"{failed + missed} of {tried + missed} scrapes missing ({share:.1%}): {failed} failed, "
+        f"{failed + missed} of {tried + missed} scrapes missing ({share * 100:.1f} %): "
+        f"{failed} failed, "
         f"{missed} never made. Counters stay exact; "
         f"{amounts(max_effect) or 'no gauge was observed'}."
     )
@@ -66,11 +67,11 @@ def jitter(evidence: Evidence) -> list[Finding]:
             most = (
                 f"{amounts(max_effect)} (the most requests that finished between two scrapes)"
                 if max_effect
-                else "by how much is unknown, because finished requests were not counted"
+                else "by an unknown amount, because finished requests were not counted"
             )
             effect = (
-                f"{instance}: scraped every {mid:.3g} s, so load that comes and goes in between "
-                f"is unseen: {most}."
+                f"{instance}: scraped every {mid:.3g} s, so short peaks of load between scrapes "
+                f"are missed. Maxima may be too low: {most}."
             )
             found.append(Finding("jitter", "info", steps.len(), effect, None, max_effect))
     return found

@@ -284,10 +284,10 @@ def imbalance(evidence: Evidence) -> list[Finding]:
         is_idle = row["share"] == 0
         own = " of its model" if row["models"] > 1 else ""
         effect = (
-            f"{row['instance']}/{row['engine']} made {row['share']:.0%} of the output tokens{own} "
-            f"in {row['fair']:.0%} of the billed hours: {unused:.3g} engine-hours paid beyond its "
-            f"share{' while it stood idle' if is_idle else ''}. No figure is affected; cost "
-            "includes it."
+            f"{row['instance']}/{row['engine']} produced {row['share'] * 100:.0f} % of the output "
+            f"tokens{own} in {row['fair'] * 100:.0f} % of the billed hours: {unused:.3g} "
+            f"engine-hours were paid beyond its share{', because it was idle' if is_idle else ''}. "
+            "No figure is affected; cost includes it."
         )
         # Only info, however idle the engine: no figure is wrong, and the verdict reports the waste.
         found.append(Finding("series", "info", 1, effect))

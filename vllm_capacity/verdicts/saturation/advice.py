@@ -83,12 +83,12 @@ def _engine_advice(fit: SaturationFit, hit_ratio: float | None) -> list[Advice]:
     queue = f"{share}; {running:,.1f} requests ran and {waiting:,.1f} waited"
     if limit == regimes.SCHEDULER:
         most = min(running + waiting, fit.kv_limit_running or math.inf)
-        room = "" if fit.kv_limit_running is None else f", the KV cache holds {most:,.0f} of them"
+        room = "" if fit.kv_limit_running is None else f"; the KV cache has room for {most:,.0f}"
         gain = _gain(fit, running, most)
         return [Advice(MAX_NUM_SEQS, fit.engine, f"{queue}{room}.", gain)] if most > running else []
     if limit == regimes.KV:
         gain = _gain(fit, running, min(running + waiting, 2 * running), is_preempting=True)
-        found = [Advice(KV_MEMORY, fit.engine, f"{queue}. Effect of twice the KV memory.", gain)]
+        found = [Advice(KV_MEMORY, fit.engine, f"{queue}. Effect of doubling KV memory.", gain)]
     else:
         unknown = Estimate.unknown("vLLM does not export its token budget or the size of a batch")
         found = [Advice(BATCHED_TOKENS, fit.engine, f"{queue}.", unknown)]
@@ -99,7 +99,9 @@ def _prefix_caching(engine: str, share: str, hit_ratio: float | None) -> list[Ad
     if hit_ratio is None or hit_ratio >= _LOW_HIT_RATIO:
         return []
     evidence = f"{share}; {100 * hit_ratio:.0f} % of looked-up prompt tokens were found cached."
-    effect = Estimate.unknown("vLLM does not export how much prompts share: only a trial shows it")
+    effect = Estimate.unknown(
+        "vLLM does not export how much prompts have in common: only a trial shows it"
+    )
     return [Advice(PREFIX_CACHING, engine, evidence, effect)]
 
 
@@ -112,7 +114,7 @@ def _gain(
     preempted, the curve is raised above what was sustained by the cost of preemptions.
     """
     if not fit.capacity.is_known or fit.capacity.mid is None or running <= 0 or target <= running:
-        return Estimate.unknown("the capacity as it is now is not known")
+        return Estimate.unknown("the current capacity is not known")
     own = fit.levels.loads
     is_lighter = own.running < 0.95 * running
     loss, doubt = (PRIOR.kv_loss, PRIOR.kv_loss_error) if is_preempting else (0.0, 0.0)
@@ -123,7 +125,7 @@ def _gain(
     )
     peak_estimate = extrapolated_peak(loads, target, prior=_NO_LOSS)
     if peak_estimate is None:
-        return Estimate.unknown("too few lighter loads were seen to show how the curve bends")
+        return Estimate.unknown("too few lighter loads were observed to show how the curve bends")
     proportional = target / running - 1
     low, mid, high = (
         float(np.clip(end / fit.capacity.mid - 1, 0.0, proportional))
@@ -142,8 +144,9 @@ def _idle_replicas(found: Surplus) -> list[Advice]:
     stay = found.replicas - removable.low
     evidence = (
         f"the busiest time needed {asked:,.0f} output tokens/s; {stay:,.0f} of "
-        f"{found.replicas:,.0f} replicas hold that, with {found.policy.headroom_ratio:.0%} to "
-        f"spare and {found.policy.spare_replicas} that may fail."
+        f"{found.replicas:,.0f} replicas provide that, with "
+        f"{found.policy.headroom_ratio * 100:.0f} % headroom, and {found.policy.spare_replicas} "
+        "may fail."
     )
     saved = removable.scaled(1 / found.replicas, "replicas not needed ÷ replicas, all at one price")
     return [Advice(REPLICAS, "fleet", evidence, saved)]

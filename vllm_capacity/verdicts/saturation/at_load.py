@@ -86,19 +86,19 @@ def _output_at(test: LoadTest, clients: float) -> Estimate:
     loads, capacity = test.loads, saturation_of(test)
     if len(loads) and clients > _FARTHEST * loads.heaviest and capacity.capacity_kind != MEASURED:
         return Estimate.unknown(
-            f"{clients:,.0f} clients are more than {_FARTHEST:g} × the heaviest load seen, "
-            f"{loads.heaviest:,.1f}: it needs a load nearer to it"
+            f"{clients:,.0f} clients are more than {_FARTHEST:g} × the heaviest load tested "
+            f"({loads.heaviest:,.1f}); test a load closer to it"
         )
     most = min((limit for limit in (test.most_running, test.kv_limit) if limit), default=clients)
     running = min(clients, most)
     found = expected_output(loads, running) if len(loads) else None
     if found is None:
-        return Estimate.unknown("at least two different loads are needed to estimate another")
+        return Estimate.unknown("at least two different loads are needed to estimate another one")
     low, mid, high = found
     is_between = loads.running[0] <= running <= loads.heaviest
-    basis = f"{'between' if is_between else 'beyond'} the {len(loads)} loads seen"
+    basis = f"{'between' if is_between else 'beyond'} the {len(loads)} tested loads"
     if running < clients:
-        basis += f"; no more than {running:,.0f} run at once, the others wait"
+        basis += f"; at most {running:,.0f} run at once, and the others wait"
     at = Estimate.known(
         low, mid, high, basis, kind=Kind.ESTIMATED if is_between else Kind.EXTRAPOLATED
     )
@@ -137,20 +137,22 @@ def _latency(
     """A latency at a load; beyond those seen from the time per token, if `output` gives it."""
     rows = _known_rows(points, name)
     if not len(rows) or rows.shape[1] < 2:
-        return Estimate.unknown(f"two loads with {name} are needed")
+        return Estimate.unknown(f"at least two loads with {name} are needed")
     load, seconds, tokens = rows
     if not load[0] / _FARTHEST <= clients <= _FARTHEST * load[-1]:
-        return Estimate.unknown(f"too far from the loads seen, {load[0]:,.1f} to {load[-1]:,.1f}")
+        return Estimate.unknown(f"too far from the tested loads, {load[0]:,.1f} to {load[-1]:,.1f}")
     place = int(np.clip(np.searchsorted(load, clients), 1, len(load) - 1))
     (x, y), (x2, y2) = ((np.log(load[i]), np.log(seconds[i])) for i in (place - 1, place))
     away = max(0.0, np.log(load[0] / clients), np.log(clients / load[-1]))
     value = y + (y2 - y) * (np.log(clients) - x) / (x2 - x)
     error = max(_LEAST_ERROR, errors[0] * (x2 - x) if not away else errors[1] * away)
-    basis = "on a line between the loads seen"
+    basis = "interpolated between the tested loads"
     if away:
-        basis = "beyond the loads seen, growing as it did between the two nearest"
+        basis = "extrapolated from the two nearest tested loads"
     if clients > load[-1] and output is not None and output.mid is not None:
         value = np.log(seconds[-1] * (clients / output.mid) / (load[-1] / tokens[-1]))
-        basis = "beyond the loads seen, growing as the time per token and client does"
+        basis = (
+            "extrapolated beyond the tested loads, in proportion to the time per token and client"
+        )
     low, mid, high = (float(np.exp(value + side * error)) for side in (-1, 0, 1))
     return Estimate.known(low, mid, high, basis, kind=Kind.EXTRAPOLATED if away else Kind.ESTIMATED)

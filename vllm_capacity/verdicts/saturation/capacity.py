@@ -252,10 +252,10 @@ def extrapolated(
         )
     need = _load_needed(peak_estimate, loads, kv_limit)
     return Estimate.unknown(
-        f"throughput has not bent enough yet: from the loads seen (up to {heaviest}) the peak "
-        f"could lie anywhere from {peak_estimate.low:,.0f} to {peak_estimate.high:,.0f} tokens/s. "
-        "It would take "
-        f"about {need:,.1f} running requests, {need / loads.heaviest:.1f} × the heaviest load seen."
+        f"throughput has not leveled off enough yet: by the observed loads (up to {heaviest}), the "
+        f"peak could be anywhere from {peak_estimate.low:,.0f} to {peak_estimate.high:,.0f} "
+        f"tokens/s. Finding it would take about {need:,.1f} running requests, "
+        f"{need / loads.heaviest:.1f} × the heaviest observed load."
     )
 
 
@@ -281,9 +281,9 @@ def steady(steps: EngineSteps) -> Estimate:
     """Unknown because the load was steady: which load it was, and what load is needed."""
     most = highest(steps.running)
     return Estimate.unknown(
-        "the load was steady: requests came at a rate that varied no more than chance, up to "
-        f"{most:,.1f} running requests. To find the limit, run different loads, one of them until "
-        "requests queue"
+        "the load was steady: the request rate varied no more than by chance, and at most "
+        f"{most:,.1f} requests ran at once. To find the limit, run different loads, one of them "
+        "until requests queue"
     )
 
 
@@ -291,7 +291,7 @@ def bursts(steps: EngineSteps) -> Estimate:
     """Unknown because no load lasted: it came in bursts."""
     most = highest(steps.running)
     return Estimate.unknown(
-        f"the load came in bursts, up to {most:,.1f} running requests, none of which lasted. To "
+        f"the load came in bursts of up to {most:,.1f} running requests, none of which lasted. To "
         "find the limit, run loads that last for minutes, one of them until requests queue"
     )
 
@@ -299,18 +299,18 @@ def bursts(steps: EngineSteps) -> Estimate:
 def unbent(loads: LoadPoints) -> Estimate:
     """Unknown because tokens came as fast at the heaviest load as at light ones."""
     return Estimate.unknown(
-        f"tokens came as fast at the heaviest load seen, {loads.heaviest:,.1f} running requests, "
-        "as at light ones: the limit is not near. Run a load test until requests queue, perhaps "
-        f"past {FARTHEST_LOAD * loads.heaviest:,.0f} running requests"
+        f"tokens came as fast at the heaviest load observed ({loads.heaviest:,.1f} running "
+        "requests) as at light loads, so the limit is not near. Run a load test until requests "
+        f"queue, perhaps above a concurrency of {FARTHEST_LOAD * loads.heaviest:,.0f}"
     )
 
 
 def easing(loads: LoadPoints) -> Estimate:
     """Unknown because throughput bent at light load and straightened again."""
     return Estimate.unknown(
-        f"each further request, up to {loads.heaviest:,.1f} running, slowed tokens less than the "
-        "ones before, as with a mixture of experts far below its limit. Run a load test until "
-        "requests queue"
+        f"up to {loads.heaviest:,.1f} running requests, each further request slowed tokens less "
+        "than the ones before, as with a mixture of experts far below its limit. Run a load test "
+        "until requests queue"
     )
 
 
@@ -318,25 +318,24 @@ def small_batch(loads: LoadPoints, kv_limit: float | None) -> Estimate:
     """Unknown because few requests ran at once, compared to those that the KV cache would hold."""
     room = "" if kv_limit is None else f" of about {kv_limit:,.0f} that the KV cache would hold"
     return Estimate.unknown(
-        f"at most {loads.heaviest:,.1f} requests ran at once{room}: how long steps get with far "
-        "larger batches cannot be estimated from such small ones. Run a load test until requests "
-        "queue"
+        f"at most {loads.heaviest:,.1f} requests ran at once{room}; the step time of far larger "
+        "batches cannot be estimated from such small ones. Run a load test until requests queue"
     )
 
 
 def uneven(running: float) -> Estimate:
     """Unknown because the observed loads do not lie on one server's curve."""
     return Estimate.unknown(
-        f"at about {running:,.1f} running requests it gave less than lighter and heavier loads "
-        "suggest: something else slowed the server for a while, or its requests were different"
+        f"at about {running:,.1f} running requests, throughput was lower than lighter and heavier "
+        "loads suggest: something else slowed the server for a while, or its requests differed"
     )
 
 
 def slowed_at_limit(held: Estimate) -> Estimate:
     """Unknown because the server gave far less while requests waited than in its best minute."""
     return Estimate.unknown(
-        f"while requests waited the server gave {held.mid or 0.0:,.0f} output tokens/s, far less "
-        "than in its best minute: something else slowed it then, or its requests were different. A "
+        f"while requests waited, the server produced {held.mid or 0.0:,.0f} output tokens/s, far "
+        "less than in its best minute: something else slowed it then, or its requests differed. A "
         "minute at the limit without slowdown is needed"
     )
 
@@ -348,14 +347,14 @@ def too_light(steps: EngineSteps) -> Estimate:
     output = highest(steps.output_tokens_per_second[seen])
     if not most and output > 0:
         return Estimate.unknown(
-            f"no scrape caught a request running, yet up to {output:,.0f} output tokens/s came "
-            "out: the load comes and goes between scrapes. Scrape at shorter intervals, or run a "
-            "steady load for minutes, to see how many run"
+            f"no scrape caught a running request, although up to {output:,.0f} output tokens/s "
+            "were produced: the load comes and goes between scrapes. Scrape at shorter intervals, "
+            "or run a steady load for minutes, to see how many requests run"
         )
     if not most:
         return Estimate.unknown(
-            "nothing ran in the observed steps, so there is no load to judge by; run three steady "
-            f"loads, up to about {_LEAST_TELLING:.0f} running requests"
+            "no requests ran in the observed steps, so there is no load to judge by; run three "
+            f"steady loads, up to about {_LEAST_TELLING:.0f} running requests"
         )
     mean = time_mean(steps.running_mean, steps.seconds)
     return Estimate.unknown(
@@ -372,13 +371,13 @@ def too_short(unknown: Estimate, steps: EngineSteps) -> Estimate:
         return unknown
     if seconds >= MIN_PLATEAU_SECONDS:
         return Estimate.unknown(
-            f"requests waited for {seconds:,.0f} s in all, but only few, only now and then, after "
-            "a restart, or while the server gave far less than in its best minute; "
+            f"requests waited for {seconds:,.0f} s in total, but only a few, only now and then, "
+            "after a restart, or while the server produced far less than in its best minute; "
             f"{unknown.reason}"
         )
     reason = (
-        f"the server was the limit for {seconds:,.0f} s, and it takes {MIN_PLATEAU_SECONDS:.0f} s "
-        f"without a gap or restart to measure what it holds; {unknown.reason}"
+        f"the server was at its limit for {seconds:,.0f} s, but measuring its capacity takes "
+        f"{MIN_PLATEAU_SECONDS:.0f} s without a gap or restart; {unknown.reason}"
     )
     return Estimate.unknown(reason)
 
@@ -453,7 +452,7 @@ def no_less(peak: Estimate, best: BestMinute) -> Estimate:
     least = min(best.sure, _FULL_MINUTE * best.output)
     if peak.high < least:
         return Estimate.unknown(
-            f"the best minute held {best.output:,.0f} output tokens/s, more than the curve through "
+            f"the best minute had {best.output:,.0f} output tokens/s, more than the curve through "
             f"all loads allows ({peak.high:,.0f}): something slowed the server at other times"
         )
     low, mid, high = (max(end, least) for end in (peak.low, peak.mid, peak.high))
@@ -470,9 +469,9 @@ def best_minute_bound(best: BestMinute | None, unknown: Estimate) -> tuple[Estim
     held = best.held
     minutes = round(held.seconds / MINUTE_SECONDS)
     time = "minute" if minutes <= 1 else f"{minutes} minutes"
-    basis = f"the best {time} seen, up to {held.end:%Y-%m-%d %H:%M:%S} UTC"
+    basis = f"the best {time} observed, up to {held.end:%Y-%m-%d %H:%M:%S} UTC"
     if held.luck:
-        basis += f", less {held.luck:.0%} that may be chance"
+        basis += f", minus {held.luck * 100:.0f} % that may be chance"
     return (
         Estimate.at_least(best.sure, basis, reason=unknown.reason),
         Estimate.at_least(best.running, basis, reason=unknown.reason),
@@ -487,14 +486,16 @@ def _load_needed(peak_estimate: PeakEstimate, loads: LoadPoints, kv_limit: float
 
 def _too_few(loads: LoadPoints) -> str:
     if not len(loads):
-        return "no load with throughput was given; a bend takes three different loads or more"
+        return "no load with throughput was given; a curve needs at least three different loads"
     count = len(np.unique(loads.running))
-    seen = "only one load was seen, of" if count == 1 else f"only {count} loads were seen, up to"
-    if count >= MIN_LOADS:
+    seen = f"only {count} loads were observed, up to"
+    if count == 1:
+        seen = "only one load was observed, of"
+    elif count >= MIN_LOADS:
         span = loads.heaviest / float(loads.running[0])
-        seen = f"the {count} loads seen lie only {span:.2f} × apart, up to"
+        seen = f"the {count} observed loads span only a factor of {span:.2f}, up to"
     return (
-        f"{seen} {loads.heaviest:,.1f} running requests; a bend takes {MIN_LOADS} loads or more, "
-        f"{MIN_SPAN:g} × apart, up to about {max(_LEAST_TELLING, 4 * loads.heaviest):,.0f} running "
-        "requests"
+        f"{seen} {loads.heaviest:,.1f} running requests; a curve needs at least {MIN_LOADS} loads "
+        f"over a factor of {MIN_SPAN:g}, up to about "
+        f"{max(_LEAST_TELLING, 4 * loads.heaviest):,.0f} running requests"
     )

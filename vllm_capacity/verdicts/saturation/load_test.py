@@ -205,7 +205,7 @@ def _proven(test: LoadTest, near: Mask) -> tuple[Estimate, Estimate]:
         float(output.min()),
         float(output.mean()),
         above * float(output.max()),
-        f"held at {span} running requests, at the limit: {', '.join(limits)}",
+        f"measured at {span} running requests, at the limit: {', '.join(limits)}",
     )
     return capacity, _running(test.loads, plateau, float(plateau[-1]))
 
@@ -217,7 +217,8 @@ def _running(loads: LoadPoints, plateau: Floats, most: float) -> Estimate:
         float(below[-1]) if len(below) else knee,
         knee,
         most,
-        "the lightest load that reached it; between the next lighter and the heaviest that may",
+        "the lightest load that reached it; the interval is from the next lighter load to the "
+        "heaviest possible one",
     )
 
 
@@ -263,7 +264,7 @@ def _known_limit() -> pl.Expr:
     return pl.coalesce(
         pl.when(is_waiting).then(pl.lit("requests waited")),
         pl.when(served_share < _SERVED_OF_OFFERED).then(pl.lit("it served less than was offered")),
-        pl.when(is_full).then(pl.lit("it ran as many requests as it may (max_num_seqs)")),
+        pl.when(is_full).then(pl.lit("it ran as many requests as max_num_seqs allows")),
     )
 
 
@@ -316,8 +317,8 @@ def _sight(test: LoadTest, last: int, beyond: float | None) -> PeakEstimate | No
 def _plateau_words(plateau: Floats) -> str:
     if len(plateau) == 1:
         return (
-            f"the highest load, {plateau[0]:,.1f} running requests: heavier ones gave less; the "
-            "interval is what lies between the loads tried"
+            f"the best load, {plateau[0]:,.1f} running requests: heavier ones gave less; the "
+            "interval is the range between the neighboring tested loads"
         )
     return (
         f"mean of the {len(plateau)} loads from {plateau[0]:,.1f} to {plateau[-1]:,.1f} running "

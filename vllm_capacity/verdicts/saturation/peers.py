@@ -176,8 +176,8 @@ def _completed(own: Estimate, loans: Mapping[str, Loan]) -> Estimate:
     if least > high:
         return own  # it did more than its peers can, so they are not alike
     basis = (
-        f"that of {listed(list(surest))}, which {_serve(surest)} the same model, "
-        f"± {SPREAD_RATIO:.0%}"
+        f"as for {listed(list(surest))}, which {_serve(surest)} the same model, "
+        f"± {SPREAD_RATIO * 100:.0f} %"
     )
     kind = max(
         Kind.ASSUMED,
@@ -196,9 +196,7 @@ def _bounded(own: Estimate, loans: Mapping[str, Loan]) -> Estimate:
     least = lows[best] or 0.0
     if own.low is not None and own.low >= least:
         return own
-    basis = (
-        f"what {best}, which serves the same model, was observed to do, minus {SPREAD_RATIO:.0%}"
-    )
+    basis = f"observed on {best}, which serves the same model, minus {SPREAD_RATIO * 100:.0f} %"
     return Estimate.at_least(least, basis, reason=own.reason)
 
 

@@ -106,7 +106,7 @@ def slo_throughput(
     if parts is None:
         parts = throughputs(fits, slo, lent_by=lent_by or {}, capacities=capacities or {})
     return fleet_sum(
-        parts, presence=presence, lacking="limit within the targets not seen on {} engines"
+        parts, presence=presence, lacking="limit within the targets not reached on {} engines"
     )
 
 
@@ -340,7 +340,7 @@ def _engine_throughput(fit: SaturationFit, wanted: Mapping[str, float]) -> Estim
     loads = _measured_loads(fit, wanted)
     targets = " and ".join(f"p95 {TARGETS[name].label} ≤ {slo:g} s" for name, slo in wanted.items())
     if not loads:
-        return Estimate.unknown(f"no load was observed with the latencies for {targets}")
+        return Estimate.unknown(f"no observed load has the latencies to check {targets}")
     split = _first_miss(loads)
     if split == len(loads):
         return _never_missed(fit, loads, targets)
@@ -364,9 +364,9 @@ def _one_load(fit: SaturationFit, wanted: Mapping[str, float], targets: str) -> 
     seconds = fit.steps.seconds[points]
     mean = total(fit.steps.output_tokens_per_second[points], seconds) / summed(seconds)
     result = (
-        f"{'it came in bursts' if is_varied else 'the load was steady'}, {_rate(mean)} output "
-        f"tokens/s on average, and {load.met:.0%} of its steps met {targets}; more needs different "
-        "loads that last"
+        f"the load {'came in bursts' if is_varied else 'was steady'}, {_rate(mean)} output "
+        f"tokens/s on average, and {load.met * 100:.0f} % of its steps met {targets}; run several "
+        "different loads that last to find the limit"
     )
     if load.met >= _ALMOST_ALL:
         return Estimate.at_least(
@@ -385,8 +385,9 @@ def _rate(value: float) -> str:
 def _always_missed(loads: Sequence[_Load], targets: str) -> Estimate:
     lightest = loads[0]
     return Estimate.unknown(
-        f"{targets} was missed already at the lightest load seen, {lightest.running:,.1f} running "
-        f"requests and {_rate(lightest.output)} output tokens/s: {lightest.worst:.1f} × the target"
+        f"even the lightest load ({lightest.running:,.1f} running requests and "
+        f"{_rate(lightest.output)} output tokens/s) missed {targets}: {lightest.worst:.1f} × the "
+        "target"
     )
 
 
@@ -399,8 +400,8 @@ def _between(fit: SaturationFit, loads: Sequence[_Load], split: int, targets: st
     """
     met, missed = loads[split - 1], loads[split]
     basis = (
-        f"{targets}: met with {met.running:,.1f} requests running (the nearest target used to "
-        f"{met.worst:.0%}), missed with {missed.running:,.1f} ({missed.worst:.0%} of it)"
+        f"{targets}: met with {met.running:,.1f} running requests (at {met.worst * 100:.0f} % of "
+        f"the nearest target), missed with {missed.running:,.1f} (at {missed.worst * 100:.0f} %)"
     )
     best = max((load.output for load in _below_every_miss(loads)), default=0.0)
     above = [load.output for load in _above_every_hit(loads) if load.output > _MORE * best]
@@ -408,7 +409,7 @@ def _between(fit: SaturationFit, loads: Sequence[_Load], split: int, targets: st
         return Estimate.unknown(f"{basis}, but the loads in between contradict each other")
     high = above[0] if above else fit.capacity.high
     if high is None or high > _WIDEST * best:
-        reason = f"{basis}: loads in between would narrow it"
+        reason = f"{basis}; test loads in between to narrow this"
         return Estimate.at_least(_capped(best, fit), f"{targets} met", reason=reason)
     crossing = met.output + _crossing_share(met, missed) * (missed.output - met.output)
     high = max(high, best)
@@ -449,16 +450,16 @@ def _never_missed(fit: SaturationFit, loads: Sequence[_Load], targets: str) -> E
     if fit.kind == MEASURED:
         return replace(fit.capacity, basis=(f"{targets} met up to saturation", *fit.capacity.basis))
     best = max(loads, key=lambda load: load.output)
-    more = "a heavier load would show it"
+    more = "test a heavier load to find the limit"
     if best.output > _FALLEN * loads[-1].output:
         more = (
-            f"past {best.running:,.1f} running requests throughput fell: loads near there would "
-            "show it"
+            f"past {best.running:,.1f} running requests throughput fell; test loads near there to "
+            "find the limit"
         )
     return Estimate.at_least(
         _capped(best.output, fit),
         f"{targets} met at {best.running:,.1f} running requests",
-        reason=f"{targets} met at every load seen, up to {loads[-1].running:,.1f} running "
+        reason=f"{targets} met at every observed load, up to {loads[-1].running:,.1f} running "
         f"requests; {more}",
     )
 

@@ -117,8 +117,8 @@ class _Numbers:
     def cache(self) -> str:
         """How full the KV cache was."""
         if math.isnan(self.kv_ratio):
-            return "KV usage was not observed"
-        return f"KV was {_pct(self.kv_ratio)} full on average"
+            return "KV cache usage was not observed"
+        return f"KV cache usage was {_pct(self.kv_ratio)} on average"
 
     @property
     def queue(self) -> str:
@@ -175,9 +175,9 @@ class _Evidence:
 def _sentence(cause: Cause, of: _Numbers) -> str:
     match cause:
         case Cause.UNOBSERVED:
-            return "No scrape in this time showed how many requests ran."
+            return "No scrape in this time shows how many requests ran."
         case Cause.IDLE:
-            return "No request ran or waited, and no token came out."
+            return "No requests ran or waited, and no tokens were generated."
         case Cause.KV:
             return (
                 f"{of.cache} (at most {_pct(of.most_kv_ratio)}); {of.queue}; "
@@ -185,30 +185,31 @@ def _sentence(cause: Cause, of: _Numbers) -> str:
             )
         case Cause.SCHEDULER:
             return (
-                f"{of.queue}; running stood within one of its maximum in "
+                f"{of.queue}; running was within one of its maximum in "
                 f"{_pct(of.at_ceiling_share)} of those; {of.ran}; {of.cache}."
             )
         case Cause.PREFILL:
             return (
-                f"{of.queue}, while {of.cache} and running was below its ceiling in "
+                f"{of.queue}, while {of.cache} and running was below its maximum in "
                 f"{_pct(1 - of.at_ceiling_share)} of those; {of.ran}; {_n(of.prompt)} prompt and "
                 f"{_n(of.output)} output tokens/s."
             )
         case Cause.KV_UNOBSERVED:
             return (
-                f"{of.queue}, but KV usage was not observed, so the limit is not known; {of.ran}."
+                f"{of.queue}, but KV cache usage was not observed, so the limit is not known; "
+                f"{of.ran}."
             )
         case Cause.THINNED:
             return (
-                f"{_n(of.waiting)} requests waited on average, but only minutes were pulled: for "
-                f"what share of them is not known; {of.ran}; {of.cache}."
+                f"{_n(of.waiting)} requests waited on average, but the share of the time is not "
+                f"known, because only one sample per minute was pulled; {of.ran}; {of.cache}."
             )
         case Cause.STALLED:
-            return f"{of.ran}, but no token came out: a frozen gauge or a hung engine."
+            return f"{of.ran}, but no tokens were generated: a frozen gauge or a hung engine."
         case Cause.DECODE:
             return (
                 f"Apparently decode-compute-bound: {of.ran} and nothing waited, yet "
-                f"{_n(of.output)} output tokens/s is no more than a lighter load gave."
+                f"{_n(of.output)} output tokens/s is no more than at a lighter load."
             )
         case Cause.CLIENT:
             return f"{of.ran}, giving {_n(of.output)} output tokens/s; {of.queue}; {of.cache}."
