@@ -96,7 +96,7 @@ def shown(tmp_path_factory):
         pytest.param("option", "--slo-queue", id="the command line has its option"),
         pytest.param("throughput", "queue time ≤ 0.001 s", id="capacity within the targets"),
         pytest.param("table", "p95 queue time", id="the table of targets has its row"),
-        pytest.param("sentence", "of waits for a place", id="the verdict says that it was missed"),
+        pytest.param("sentence", "of waits for a place", id="the verdict reports the miss"),
         pytest.param("chart", "queue time target", id="the chart by load has its rule"),
         pytest.param("definition", "queue time within target", id="it is explained"),
         pytest.param("latency", "queue time, from arrival on", id="a shown latency: its rows"),

@@ -230,7 +230,7 @@ class Answer(Record):
         return sum(each.count for each in self.quality if each.check == check)
 
     def max_effect(self, figure: str) -> float:
-        """The most that all findings together can move a figure, in its unit: `running.mean`."""
+        """The most that all findings together can change a figure, in its unit: `running.mean`."""
         return sum(each.max_effect.get(figure, 0.0) for each in self.quality)
 
     def _per_request(self, kind: str, tokens: float | None) -> Estimate:

@@ -100,12 +100,12 @@ class Estimate(Record):
 
     @classmethod
     def at_least(cls, low: float, *basis: str, reason: str) -> Estimate:
-        """A lower bound and what it rests on; `reason`: why no more than that is known."""
+        """A lower bound and its basis; `reason`: why no more than that is known."""
         return cls(float(low), None, None, basis, reason, Kind.BOUNDED)
 
     @classmethod
     def at_most(cls, high: float, *basis: str, reason: str) -> Estimate:
-        """An upper bound and what it rests on; `reason`: why no more than that is known."""
+        """An upper bound and its basis; `reason`: why no more than that is known."""
         return cls(None, None, float(high), basis, reason, Kind.BOUNDED)
 
     @classmethod
@@ -130,7 +130,7 @@ class Estimate(Record):
 
     @property
     def sources(self) -> str:
-        """What it rests on, in one line; empty where nothing is recorded."""
+        """Its basis in one line; empty if nothing is recorded."""
         return "; ".join(self.basis)
 
     def map(
@@ -138,8 +138,8 @@ class Estimate(Record):
     ) -> Estimate:
         """The estimate under a monotone function; a decreasing one swaps the ends. Unknown stays.
 
-        `basis` are further sources that the function brings in. `is_decreasing` need only be told
-        of a function that may meet a bound: of an interval the order shows by itself.
+        `basis` are further sources that the function brings in. `is_decreasing` is only needed for
+        functions that may meet a bound: for an interval, the order of the results shows it.
         """
         sources = _merged(self.basis, basis)
         if self.low is not None and self.mid is not None and self.high is not None:

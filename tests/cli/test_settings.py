@@ -149,6 +149,6 @@ def test_every_default_in_the_file_is_one_that_can_be_read(tmp_path):
     defaults = [line.removeprefix("# ") for line in lines if line.startswith("[") or " = " in line]
     (tmp_path / "all.toml").write_text("\n".join(defaults))
     found = read_settings_file(tmp_path / "all.toml", deep=True)
-    assert [found.told(problem) for problem in found.problems] == []
+    assert [found.described(problem) for problem in found.problems] == []
     assert set(found.values) >= {"windows", "out", "zone", "gpus_per_engine", "over", "has_today"}
     assert len(SECTIONS) == 10

@@ -70,8 +70,8 @@ def test_a_table_without_rows_gives_none(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        pytest.param("", "lacks the column name, weight", id="an empty file"),
-        pytest.param(HEAD.replace("parts", "part"), "lacks the column parts", id="misspelt column"),
+        pytest.param("", "missing column name, weight", id="an empty file"),
+        pytest.param(HEAD.replace("parts", "part"), "missing column parts", id="misspelt column"),
         pytest.param(HEAD + ",1,,,true,red,,2026,\n", "line 2: name is empty", id="empty name"),
         pytest.param(HEAD + "a,,,,true,red,,2026,\n", "line 2: weight is empty", id="no number"),
         pytest.param(HEAD + "a,x,,,true,red,,2026,\n", "weight is 'x'", id="a word for a number"),

@@ -96,7 +96,7 @@ def test_a_users_own_model_may_omit_columns(own):
         pytest.param(
             "gpu_specs.csv",
             "gpu,form_factor\nR1,SXM\n",
-            "gpu_specs.csv, line 1: it lacks the column arch, memory_gib",
+            "gpu_specs.csv, line 1: missing column arch, memory_gib",
             id="no column",
         ),
         pytest.param(

@@ -38,7 +38,7 @@ SILENT = [s for s in EVEN if s not in (40, 50, 60)]
     [
         pytest.param(attempts(EVEN), [ScrapeCount("r0", 10, 10, 0, 10.0)], id="all answered"),
         pytest.param(
-            attempts(SILENT), [ScrapeCount("r0", 7, 7, 3, 10.0)], id="nobody asked for a while"
+            attempts(SILENT), [ScrapeCount("r0", 7, 7, 3, 10.0)], id="no requests for a while"
         ),
         pytest.param(
             attempts(SILENT, failed=(40, 50, 60)),
@@ -76,7 +76,7 @@ BETWEEN = Restart("r0", at(10), at(20), None)
             attempts(SILENT),
             [],
             [Interruption("r0", at(30), at(70), 0, True, False, None)],
-            id="nobody asked",
+            id="no requests",
         ),
         pytest.param(
             attempts(SILENT, failed=(40, 50, 60)),

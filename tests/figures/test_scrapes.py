@@ -56,7 +56,7 @@ def test_ten_steps_either_side_are_looked_at():
         pytest.param([0, 10, 20, 30], 0, id="an even grid"),
         pytest.param([0, 10, 20, 50, 60], 2, id="30 s where 10 s are usual: two are missing"),
         pytest.param([0, 10, 21, 29, 40], 0, id="jitter is nothing missing"),
-        pytest.param([0, 90], 0, id="of two attempts nothing can be said"),
+        pytest.param([0, 90], 0, id="two attempts are not enough"),
     ],
 )
 def test_scrape_attempts_expected_on_an_even_grid(seconds, expected):
@@ -86,7 +86,7 @@ def test_how_long_a_value_holds(seconds, expected):
         pytest.param([0, 10, 20, 50, 60], (55, 70), [], id="it ended before the part"),
         pytest.param([0, 10, 20, 50, 60], (0, 20), [], id="it begins where the part ends"),
         pytest.param([0, 10, 20, 50, 60], (30, 40), [(20, 50, 10)], id="the part lies inside it"),
-        pytest.param([0, 90], (0, 100), [], id="two scrapes tell no interval"),
+        pytest.param([0, 90], (0, 100), [], id="two scrapes give no interval"),
     ],
 )
 def test_gaps(attempted, whole, expected):

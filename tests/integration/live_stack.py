@@ -73,7 +73,7 @@ def test_init_can_be_repeated_and_renews_passwords_on_request(running: Running) 
         again = initialise(client, Names(), running.secrets)
         before = ingest.read_text()
         renewed = initialise(client, Names(), running.secrets, renew=True)
-    assert sum("there already" in line for line in again) == 4
+    assert sum("exists already" in line for line in again) == 4
     assert ingest.read_text() != before
     assert renewed[-2:] == running.output[-2:]
 
@@ -143,9 +143,9 @@ def test_provision_can_be_repeated_and_updates(running: Running) -> None:
         titles = [alert["title"] for alert in management.records("/api/v1/alerts")]
         boards = management.records("/api/v1/dashboards")
     assert output[0].count(": created") == 4
-    assert output[1].count("there already") == 4
-    assert output[2].count("brought up to date") == 2
-    assert output[3].count("there already") == 4
+    assert output[1].count("exists already") == 4
+    assert output[2].count("updated") == 2
+    assert output[3].count("exists already") == 4
     assert len(titles) == len(set(titles)) == 3
     assert len(boards) == 1
 

@@ -23,7 +23,7 @@ from tests.live.serving import receiver
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.cli import cli
 from vllm_capacity.cli.nights import Done, Night, missing_days, night
-from vllm_capacity.cli.options.beside import Beside
+from vllm_capacity.cli.options.extra_inputs import ExtraInputs
 from vllm_capacity.cli.options.settings import (
     DaySettings,
     InvoiceSettings,
@@ -116,17 +116,17 @@ class Nights:
         source = SourceSettings(origin=f"http://127.0.0.1:{self.port}")
         days = DaySettings(last="24h", windows=self.folder / "windows", keep="30d")
         now = midnight(day) + timedelta(hours=hour)
-        beside = Beside(
+        extra = ExtraInputs(
             UsageSettings(files=(self.folder / "logs" / "spend-{day}.csv",)),
             InvoiceSettings(self.folder / "invoice.csv"),
         )
-        order = Night.of(source, days, page, against="1d", beside=beside)
+        order = Night.of(source, days, page, against="1d", extra=extra)
         done = night(order, now=now, environment={}, cache=self.folder)
         self.runs[now] = done
         record = self.folder / "sent.json"
         words = ["alerts", "--windows", str(self.folder / "windows"), "--over", "all"]
         words += ["--usd-per-hour", "1.64", "--above", "cost=30"]
-        words += ["--notify", self.receiver, "--told", str(record)]
+        words += ["--notify", self.receiver, "--sent", str(record)]
         self.alerts[now] = CliRunner().invoke(cli, words).exit_code
         return done
 

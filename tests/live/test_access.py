@@ -326,7 +326,7 @@ def test_the_python_api_takes_them_too(behind_tls, tmp_path):
     ("content", "says"),
     [
         pytest.param(None, "Cannot read .*: No such file", id="no file"),
-        pytest.param("hello", "holds no certificates to trust: expected PEM", id="no PEM"),
+        pytest.param("hello", "has no certificates to trust: expected PEM", id="no PEM"),
     ],
 )
 def test_untrustworthy_figures_are_reported(tmp_path, content, says):

@@ -11,7 +11,7 @@ from serving import serving
 
 from vllm_capacity.alerts import RULES, Alert, Observed
 from vllm_capacity.errors import CapacityError, InputError, SourceError
-from vllm_capacity.live.alertmanager import tell_alertmanager
+from vllm_capacity.live.alertmanager import send_to_alertmanager
 
 NOW = datetime(2026, 11, 27, 6, tzinfo=UTC)
 END = datetime(2026, 11, 27, tzinfo=UTC)
@@ -50,8 +50,8 @@ def alertmanager(*statuses: int, firing: tuple[str, ...] = ()) -> Iterator[tuple
         yield url, received
 
 
-def tell(url: str, environment: dict[str, str] | None = None) -> None:
-    tell_alertmanager(
+def send(url: str, environment: dict[str, str] | None = None) -> None:
+    send_to_alertmanager(
         url,
         OUTCOMES,
         labels={"cluster": "a"},
@@ -65,13 +65,13 @@ def tell(url: str, environment: dict[str, str] | None = None) -> None:
 
 def test_a_quiet_alert_that_never_fired_is_not_sent():
     with alertmanager(200) as (url, received):
-        tell(url)
+        send(url)
     assert [one["labels"]["alertname"] for one in received[0][2]] == ["e2e-p99"]
 
 
 def test_firing_alerts_last_quiet_ones_end_and_unknown_ones_are_not_sent():
     with alertmanager(200, firing=("kv-cache", "waiting")) as (url, received):
-        tell(url)
+        send(url)
     [(path, _, body)] = received
     assert path == "/api/v2/alerts"
     assert [(one["labels"]["alertname"], one["startsAt"], one["endsAt"]) for one in body] == [
@@ -84,16 +84,16 @@ def test_firing_alerts_last_quiet_ones_end_and_unknown_ones_are_not_sent():
 
 def test_credentials_come_from_the_environment_alone():
     with alertmanager(200) as (url, received):
-        tell(url, {"ALERTMANAGER_TOKEN": "secret"})
+        send(url, {"ALERTMANAGER_TOKEN": "secret"})
     assert received[0][1] == "Bearer secret"
     assert "secret" not in json.dumps(received[0][2])
     with pytest.raises(InputError, match="ALERTMANAGER_USER"):
-        tell(url.replace("http://", "http://u:p@"))
+        send(url.replace("http://", "http://u:p@"))
 
 
 def test_a_busy_receiver_is_retried():
     with alertmanager(503, 503, 200) as (url, received):
-        tell(url)
+        send(url)
     assert len(received) == 3
 
 
@@ -106,5 +106,5 @@ def test_a_busy_receiver_is_retried():
 )
 def test_a_refusal_is_an_error_of_the_source(status, says):
     with alertmanager(status) as (url, _), pytest.raises(CapacityError, match=says) as received:
-        tell(url)
+        send(url)
     assert type(received.value) is SourceError

@@ -183,7 +183,9 @@ def test_days_are_those_of_the_time_zone(tmp_path, day, hours):
 @pytest.mark.parametrize(
     ("source", "says"),
     [
-        pytest.param(Source("http://other:9090"), "holds days of http://prom", id="another source"),
+        pytest.param(
+            Source("http://other:9090"), "contains days of http://prom", id="another source"
+        ),
         pytest.param(
             Source(HERE.origin, zone="Asia/Tokyo"), "time zone UTC, not", id="another zone"
         ),

@@ -343,7 +343,7 @@ def test_columns_with_the_prefix_of_older_releases_are_expected() -> None:
         pytest.param(
             _set(),
             "configuration",
-            "Parseable takes what it sends, and its queue outlives a crash",
+            "Parseable accepts what it sends, and its queue survives a crash",
             id="a configuration in order",
         ),
         pytest.param(
@@ -359,7 +359,7 @@ def test_columns_with_the_prefix_of_older_releases_are_expected() -> None:
             id="millions of points sent",
         ),
         pytest.param(
-            _set(answer=_answer(engines=1)), "window-empty", "it holds 1 engine", id="one engine"
+            _set(answer=_answer(engines=1)), "window-empty", "it has 1 engine", id="one engine"
         ),
         pytest.param(
             _set(), "replica-unscraped", "scraped: vllm-a:8000, vllm-b:8000", id="servers by name"

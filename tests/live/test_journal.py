@@ -68,7 +68,7 @@ def test_a_live_run_uses_a_monotonic_clock(tmp_path):
             every_seconds=0.05,
             for_seconds=0.2,
             stop=threading.Event(),
-            tell=lambda progress: None,
+            on_progress=lambda progress: None,
         )
     kept = list(read_saved_scrapes(tmp_path / "j"))
     assert len({scrape.run_unix_seconds for scrape in kept}) == 1

@@ -23,10 +23,10 @@ SECRET = "t0ken"
 
 @pytest.fixture
 def record_path(tmp_path) -> Path:
-    return tmp_path / "told.json"
+    return tmp_path / "sent.json"
 
 
-def tell(url: str, record_path: Path, *found: Alert, labels: dict[str, str] | None = None) -> None:
+def send(url: str, record_path: Path, *found: Alert, labels: dict[str, str] | None = None) -> None:
     notify(
         recipients([url], {}),
         found,
@@ -41,7 +41,7 @@ def tell(url: str, record_path: Path, *found: Alert, labels: dict[str, str] | No
 def test_firing_and_resolving_are_each_notified_once(record_path):
     with receiver() as (url, got):
         for outcome in (SLOW, SLOW, UNKNOWN, SLOW, FAST, FAST, UNKNOWN, SLOW):
-            tell(url, record_path, outcome)
+            send(url, record_path, outcome)
     assert [each["title"] for each in got] == [
         "vLLM: 1 firing",
         "vLLM: 1 resolved",
@@ -56,16 +56,16 @@ def test_firing_and_resolving_are_each_notified_once(record_path):
 
 def test_one_message_for_all_that_is_new(record_path):
     with receiver() as (url, got):
-        tell(url, record_path, SLOW)
-        tell(url, record_path, FAST, FULL, labels={})
+        send(url, record_path, SLOW)
+        send(url, record_path, FAST, FULL, labels={})
     assert got[1]["title"] == "vLLM: 1 firing, 1 resolved"
 
 
 def test_alerts_of_other_labels_are_others(record_path):
     with receiver() as (url, got):
         for cluster in ("a", "b", "a"):
-            tell(url, record_path, SLOW, labels={"cluster": cluster})
-        tell(url, record_path, FAST, labels={"cluster": "b"})
+            send(url, record_path, SLOW, labels={"cluster": cluster})
+        send(url, record_path, FAST, labels={"cluster": "b"})
     assert [each["message"].splitlines()[-1] for each in got] == [
         "monday, up to noon; cluster=a",
         "monday, up to noon; cluster=b",
@@ -75,8 +75,8 @@ def test_alerts_of_other_labels_are_others(record_path):
 
 def test_a_busy_receiver_is_notified_again(record_path):
     with receiver(503, 500) as (url, got):
-        tell(url, record_path, SLOW)
-        tell(url, record_path, SLOW)
+        send(url, record_path, SLOW)
+        send(url, record_path, SLOW)
     assert [each["status"] for each in got] == [503, 500, 200]
 
 
@@ -121,8 +121,12 @@ def test_no_address_is_kept_or_shown(record_path, capfd):
         pytest.param(
             "slack://s3cret", "a scheme that apprise does not know", id="a service's URL cut short"
         ),
-        pytest.param("json://${NONE}/s3cret", "the environment has no NONE", id="not set"),
-        pytest.param("mailto://me:s3cret@example.com", "holds a password", id="a password in it"),
+        pytest.param(
+            "json://${NONE}/s3cret", "the environment variable NONE is not set", id="not set"
+        ),
+        pytest.param(
+            "mailto://me:s3cret@example.com", "contains a password", id="a password in it"
+        ),
         pytest.param("file:none", "Cannot read none", id="no file"),
     ],
 )
@@ -147,7 +151,7 @@ def test_a_file_of_addresses_must_be_private(tmp_path):
 def test_a_damaged_record_file_is_reported(record_path):
     record_path.write_text("{")
     with receiver() as (url, _), pytest.raises(InputError, match=r"is damaged\. Remove it"):
-        tell(url, record_path, SLOW)
+        send(url, record_path, SLOW)
 
 
 def test_the_command_takes_its_recipients_from_the_settings(tmp_path, monkeypatch, capsys):
@@ -164,7 +168,7 @@ def test_the_command_takes_its_recipients_from_the_settings(tmp_path, monkeypatc
     (message,) = got
     assert "FIRING: p95 TTFT" in message["message"]
     assert message["message"].splitlines()[-1].endswith("Z; cluster=a")
-    assert Path("vllm-capacity-told.json").is_file()
+    assert Path("vllm-capacity-sent.json").is_file()
 
 
 def test_without_a_window_the_newest_day_is_used(tmp_path, monkeypatch, capsys):

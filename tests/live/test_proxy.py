@@ -198,7 +198,7 @@ def test_a_dead_upstream_is_502_with_the_reason_and_unhealthy() -> None:
     [
         pytest.param(plain(b"oops", 500), "answered 500", id="it fails"),
         pytest.param(plain(b"moved", 302), "answered 302", id="it redirects"),
-        pytest.param(plain(b""), "empty", id="it says nothing"),
+        pytest.param(plain(b""), "empty", id="it is silent"),
         pytest.param(lambda _: time.sleep(3), "timed out", id="it hangs"),
         pytest.param(lambda h: h.wfile.write(b"SSH-2.0\r\n\r\n"), "illegal", id="it is not HTTP"),
     ],

@@ -155,7 +155,7 @@ def test_a_stream_of_another_kind_is_refused(server: RecordedParseable, tmp_path
     server.streams["vllm_metrics"] = "otel-logs"
     with (
         server.client() as client,
-        pytest.raises(InputError, match="holds otel-logs, not otel-metrics"),
+        pytest.raises(InputError, match="has otel-logs, not otel-metrics"),
     ):
         initialise(client, Names(), tmp_path)
 
@@ -217,7 +217,7 @@ def test_alerts_are_not_posted_twice(server: RecordedParseable) -> None:
         server.calls.clear()
         lines = provision_alerts(Management(client), "vllm_metrics")
     assert server.writes == []
-    assert sum(line.endswith("there already") for line in lines) == 3
+    assert sum(line.endswith("exists already") for line in lines) == 3
 
 
 def test_a_changed_threshold_is_updated_and_targets_stay(
@@ -266,7 +266,7 @@ def test_the_dashboard_is_posted_once(server: RecordedParseable) -> None:
         lines = [provision_dashboard(Management(client), PANELS, "vllm_metrics") for _ in range(2)]
     assert lines == [
         "dashboard vLLM capacity (vllm_metrics): created, 2 panels",
-        "dashboard vLLM capacity (vllm_metrics): there already",
+        "dashboard vLLM capacity (vllm_metrics): exists already",
     ]
     assert len(server.dashboards) == 1
 
@@ -275,7 +275,7 @@ def test_a_changed_panel_is_updated(server: RecordedParseable) -> None:
     with server.client() as client:
         provision_dashboard(Management(client), PANELS, "vllm_metrics")
         line = provision_dashboard(Management(client), PANELS[:1], "vllm_metrics")
-    assert line.endswith("brought up to date")
+    assert line.endswith("updated")
     assert len(server.dashboards[0]["tiles"]) == 1
 
 

@@ -184,7 +184,7 @@ def arrivals(times: list[str | None]) -> Callable[[httpx.Request], httpx.Respons
 @pytest.mark.parametrize(
     ("before", "times", "says"),
     [
-        pytest.param(None, [], "nothing was being written", id="nobody wrote before"),
+        pytest.param(None, [], "nothing was being written", id="no writer before"),
         pytest.param("2026-11-24T08:00", ["2026-11-24T08:01"], "is being written to", id="at once"),
         pytest.param(
             "2026-11-24T08:00",

@@ -145,7 +145,7 @@ def test_a_run_reports_silent_targets_at_once(tmp_path):
             every_seconds=0.2,
             for_seconds=0.5,
             stop=Event(),
-            tell=reported.append,
+            on_progress=reported.append,
         )
     assert sorted(map(cause, done.silent.values())) == sorted(
         [cause("Connection refused"), cause("HTTP 404"), NO_SERIES]

@@ -39,7 +39,7 @@ def of_a_fleet(**changes):
                 slo__throughput_output_tokens_per_second=NO_TARGET,
             ),
             [*MONEY, "Headroom"],
-            id="without a target nothing is said of any",
+            id="without a target none is mentioned",
         ),
     ],
 )

@@ -267,7 +267,7 @@ def test_chart_without_data_shows_its_reason_in_place():
             21,
             ["scroll", "tall", "capped"],
             ["21 rows: scroll the table for all of them."],
-            id="long: in a box that says so",
+            id="long: in a labelled box",
         ),
     ],
 )

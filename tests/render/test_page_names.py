@@ -85,7 +85,7 @@ EVENING, MORNING, WEEK = "2026-11-24T20:00:00Z", "2026-11-25T08:00:00Z", "2027-0
             "3 models · prod · 24 Nov 2026 to 2 Jan 2027 · What does it cost?",
             id="many models, over the turn of the year",
         ),
-        pytest.param(SummaryLine(), "What does it cost?", id="a notebook that says no window"),
+        pytest.param(SummaryLine(), "What does it cost?", id="a notebook without a window"),
     ],
 )
 def test_title_of_a_page_says_model_window_and_days(line, expected):

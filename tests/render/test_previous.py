@@ -89,7 +89,7 @@ def page_before(reports, *, now=None, page="now.html"):
         pytest.param(
             {"a.html": report(-1, terms=None)},
             None,
-            id="a report of an older version, which says less",
+            id="a report of an older version, with fewer figures",
         ),
         pytest.param(
             {"now.html": report(-1)},

@@ -274,7 +274,7 @@ def test_report_before_is_named_after_its_page_was_replaced(both_halves, second_
             "raise SystemExit(3)",
             InputError,
             r"asked.ipynb stopped in cell 1: SystemExit: 3$",
-            id="an exit code that says it failed",
+            id="an exit code of failure",
         ),
         pytest.param(
             "from vllm_capacity import open_window; open_window('nowhere')",

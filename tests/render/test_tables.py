@@ -263,7 +263,7 @@ def test_figures_have_value_interval_and_basis():
         pytest.param(
             [("a", Estimate.at_least(1.0, "seen", reason="too light"))],
             ["seen; no more is known, because too light"],
-            id="a bound says both",
+            id="a bound has both",
         ),
         pytest.param(
             [

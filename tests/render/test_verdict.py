@@ -129,7 +129,7 @@ def test_verdict_has_the_term_to_search_for(term):
             "target",
             id="targets met up to saturation are no news",
         ),
-        pytest.param({}, "balance", id="a lone engine has nobody to share with"),
+        pytest.param({}, "balance", id="a single engine shares with none"),
         pytest.param(
             fleet(("r0/0", 0, 25, "kv-bound"), ("r1/0", 0, 25, "kv-bound")),
             "balance",

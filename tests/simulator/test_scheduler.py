@@ -134,7 +134,7 @@ def test_everything_is_free_again_when_everybody_has_finished():
     ("changes", "message"),
     [
         pytest.param({"num_gpu_blocks": 1}, "null block", id="the null block alone is no cache"),
-        pytest.param({"max_num_seqs": 0}, "max_num_seqs", id="nobody may run"),
+        pytest.param({"max_num_seqs": 0}, "max_num_seqs", id="no user may run"),
         pytest.param({"max_num_batched_tokens": 3}, "below", id="less budget than requests"),
     ],
 )

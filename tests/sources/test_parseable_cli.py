@@ -94,7 +94,7 @@ def test_a_pull_with_the_settings_of_the_environment(tmp_path, url):
     ("options", "grain"),
     [
         pytest.param((), "scrape", id="a short range is pulled whole"),
-        pytest.param(("--thinned",), "minute", id="thinned on request"),
+        pytest.param(("--downsampled",), "minute", id="downsampled on request"),
     ],
 )
 def test_the_resolution(tmp_path, profile, options, grain):

@@ -231,7 +231,7 @@ def restarted_as_the_clock_was_set(*, set_at, missed, restart, size=HOUR, every=
         ),
         pytest.param(
             {"set_at": 20, "missed": range(18, 23), "restart": 50, "size": 5040.0},
-            id="the new process says that it began before the old one",
+            id="the new process reports a start before the old one",
         ),
         pytest.param(
             {"set_at": 10, "missed": range(8, 23), "restart": 15, "size": 611.0, "every": 30.0},
@@ -298,7 +298,7 @@ def test_late_rows_added_to_a_window_are_late_and_no_clock(tmp_path):
 @pytest.mark.parametrize(
     ("started", "restarted"),
     [
-        pytest.param(-5000.0, EVERY * 50 - 1, id="the process says when it started"),
+        pytest.param(-5000.0, EVERY * 50 - 1, id="the process reports its start"),
         pytest.param(None, None, id="it does not"),
     ],
 )

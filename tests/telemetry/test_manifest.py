@@ -120,7 +120,7 @@ DAMAGES = [
     pytest.param(noting(files=[]), "no files of the table series", id="an empty list"),
     pytest.param(listing(name="../x.parquet"), "does not list", id="a file outside"),
     pytest.param(listing(rows=-1), "does not list", id="fewer rows than none"),
-    pytest.param(listing(more=1), "does not list", id="a key that nobody knows"),
+    pytest.param(listing(more=1), "does not list", id="an unknown key"),
 ]
 
 

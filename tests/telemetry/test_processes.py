@@ -60,7 +60,7 @@ OLD = -9000.0
             [(0, OLD, 600), (30, OLD, 613), (90, 40, 1438)], 1451, id="overtaken in a gap"
         ),
         pytest.param([(0, OLD, 613), (90, 40, 613)], 613, id="the same value by accident"),
-        pytest.param([(0, OLD, 613), (90, 40, 20)], 20, id="fallen, and said by the start"),
+        pytest.param([(0, OLD, 613), (90, 40, 20)], 20, id="fallen, with a new start"),
         pytest.param(
             [(0, OLD, 5), (30, OLD + 0.4, 7), (60, OLD - 0.3, 9), (90, OLD + 1.2, 12)],
             7,
@@ -71,10 +71,10 @@ OLD = -9000.0
             4,
             id="a start moved by a clock that was set is no restart",
         ),
-        pytest.param([(0, 0, 5), (30, OLD, 7), (60, 0, 9)], 4, id="a start of 0 says nothing"),
+        pytest.param([(0, 0, 5), (30, OLD, 7), (60, 0, 9)], 4, id="a start of 0 is ignored"),
         pytest.param([(0, None, 5), (30, None, 3)], 3, id="without a start, by value"),
         pytest.param(
-            [(0, 1e300, 5), (30, OLD, 7), (60, 9e10, 9)], 4, id="starts that no clock can tell"
+            [(0, 1e300, 5), (30, OLD, 7), (60, 9e10, 9)], 4, id="starts that no clock can represent"
         ),
         pytest.param([(0, -1e300, 5), (30, 9.2e12, 7)], 2, id="nothing but such starts"),
         pytest.param(
@@ -123,7 +123,7 @@ def test_a_jittering_process_start_is_not_reported_as_a_restart(tmp_path):
 @pytest.mark.parametrize(
     ("fallen", "expected"),
     [
-        pytest.param(0, 1469 - 600, id="nothing fell: nothing tells a restart"),
+        pytest.param(0, 1469 - 600, id="nothing fell: no sign of a restart"),
         pytest.param(1, 1469 - 600, id="one counter that falls alone is its own matter"),
         pytest.param(2, 13 + 1469, id="two that fall at once are a new process, for all"),
     ],

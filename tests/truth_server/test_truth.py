@@ -41,7 +41,7 @@ def test_the_capacity_within_targets(ttft, itl, expected):
         pytest.param((1.0, 2.0, 3.0), 3.1, ("two-sided", False), id="past an end"),
         pytest.param((1.0, None, None), 9.0, ("at least", True), id="above what is at least"),
         pytest.param((None, None, 3.0), 9.0, ("at most", False), id="above what is at most"),
-        pytest.param((None, None, None), 9.0, ("unknown", None), id="nothing said"),
+        pytest.param((None, None, None), 9.0, ("unknown", None), id="nothing given"),
     ],
 )
 def test_judging_an_answer(ends, truth, expected):

@@ -42,10 +42,10 @@ def test_a_change_of_the_stated_detectable_size_is_found(judged_pairs):
 @pytest.mark.parametrize(
     ("name", "least", "most"),
     [
-        pytest.param("the same demand", 0.02, 0.05, id="a day each tells 5 %"),
+        pytest.param("the same demand", 0.02, 0.05, id="a day each detects 5 %"),
         pytest.param("a quiet machine", 0.003, 0.02, id="and 1 % where little else slows it"),
         pytest.param("noise that lasts four hours", 0.1, 0.3, id="drifts of hours hide it"),
-        pytest.param("four hours each", 0.07, 0.3, id="four hours tell less"),
+        pytest.param("four hours each", 0.07, 0.3, id="four hours detect less"),
     ],
 )
 def test_what_would_be_found_is_what_the_hours_can_tell(judged_pairs, name, least, most):

@@ -49,7 +49,7 @@ def test_full_gpu_costs_59_times_less_per_request():
     "other",
     [
         pytest.param({"model": "openai/gpt-oss-120b", "gpu": "H100-80GB-PCIe"}, id="other lengths"),
-        pytest.param({"gpu": "L4-PCIe"}, id="a GPU nobody measured it on"),
+        pytest.param({"gpu": "L4-PCIe"}, id="a GPU without measurements"),
         pytest.param({"output_tokens": 400.0}, id="answers twice as long"),
         pytest.param({"input_tokens": 0.0}, id="no prompts"),
     ],

@@ -126,7 +126,7 @@ def test_a_curve_that_straightens_again_has_no_nearby_peak(step_times, expected)
 @pytest.mark.parametrize(
     ("kv_limit", "expected"),
     [
-        pytest.param(None, True, id="nothing tells how many fit"),
+        pytest.param(None, True, id="it is unknown how many fit"),
         pytest.param(400.0, True, id="many times as many would fit"),
         pytest.param(100.0, False, id="the memory ends near the loads seen"),
     ],
@@ -140,7 +140,7 @@ def test_slightly_easing_steps_only_indicate_a_far_limit(kv_limit, expected):
 @pytest.mark.parametrize(
     ("most", "kv_limit", "expected"),
     [
-        pytest.param(8, None, True, id="few ran, and nothing tells how many fit"),
+        pytest.param(8, None, True, id="few ran, and it is unknown how many fit"),
         pytest.param(8, 200.0, True, id="few ran of the many that would fit"),
         pytest.param(8, 20.0, False, id="few ran, and few more would fit"),
         pytest.param(40, 2000.0, False, id="many ran"),

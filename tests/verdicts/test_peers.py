@@ -42,7 +42,7 @@ Ends = tuple[float | None, float | None, float | None]
     [
         pytest.param(IDLE, {"b": MEASURED}, (85.5, 100, 115.5), id="an idle engine borrows"),
         pytest.param(SEEN, {"b": MEASURED}, (85.5, 100, 115.5), id="so does a lightly used one"),
-        pytest.param(IDLE, {}, (None, None, None), id="nobody to borrow from"),
+        pytest.param(IDLE, {}, (None, None, None), id="no peer to borrow from"),
         pytest.param(IDLE, {"b": IDLE}, (None, None, None), id="peers that know nothing"),
         pytest.param(
             IDLE, {"b": MEASURED, "c": FORESEEN}, (85.5, 100, 115.5), id="the surest peers lend"
@@ -72,7 +72,9 @@ Ends = tuple[float | None, float | None, float | None]
             (90, None, None),
             id="the best minute of the best peer",
         ),
-        pytest.param(MISSED, {"b": MEASURED}, (None, None, None), id="a load that missed says so"),
+        pytest.param(
+            MISSED, {"b": MEASURED}, (None, None, None), id="a load that missed is marked"
+        ),
         pytest.param(AT_MOST, {"b": MEASURED}, (None, None, 50), id="an upper bound stays"),
         pytest.param(FORESEEN, {"b": MEASURED}, (80, 120, 160), id="its own capacity comes first"),
     ],

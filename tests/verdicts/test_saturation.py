@@ -203,7 +203,7 @@ LIGHTER = [with_prompts(steady(1, 26, requests_per_second=0.25), 52)] * 6
     ("changes", "lighter", "luck"),
     [
         pytest.param({}, LIGHTER, 0.0, id="tokens as fast as under a lighter load: far from it"),
-        pytest.param({}, [], BELOW, id="nothing lighter to tell by"),
+        pytest.param({}, [], BELOW, id="no lighter load to compare with"),
         pytest.param({"waiting_max": 1.0}, LIGHTER, AT_LIMIT, id="requests waited"),
         pytest.param({"kv_cache_ratio_max": 0.8}, LIGHTER, AT_LIMIT, id="the cache nearly full"),
     ],
@@ -219,7 +219,7 @@ def test_a_bound_is_the_best_minute_minus_luck(changes, lighter, luck):
 @pytest.mark.parametrize(
     "lighter",
     [
-        pytest.param([], id="nothing lighter to tell by"),
+        pytest.param([], id="no lighter load to compare with"),
         pytest.param(
             [with_prompts(steady(30, 60), 700)] * 6, id="fewer run while prompts are read"
         ),

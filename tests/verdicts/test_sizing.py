@@ -170,7 +170,7 @@ def steps(rows):
 @pytest.mark.parametrize(
     ("rows", "warns"),
     [
-        pytest.param([(4, 0, 80, 1.0)] * 30, False, id="nobody waited"),
+        pytest.param([(4, 0, 80, 1.0)] * 30, False, id="no request waited"),
         pytest.param(
             [(4, 0, 80, 1.0)] * 28 + [(20, 9, 200, 3.0)] * 2, True, id="a queue when most finished"
         ),

@@ -45,7 +45,7 @@ def asked(hour: float, most: float | None = None, seconds: float = QUARTER_SECON
             {"m": Pool(2, asked(100), KNOWN, PRICE)}, (0, 0, 0), (0, 0, 0), id="none can be removed"
         ),
         pytest.param(
-            {"m": Pool(4, NONE, UNKNOWN, PRICE)}, (3, 3, 3), (144, 144, 144), id="nobody asked"
+            {"m": Pool(4, NONE, UNKNOWN, PRICE)}, (3, 3, 3), (144, 144, 144), id="no requests"
         ),
         pytest.param(
             {"m": Pool(8, asked(100), UNKNOWN, PRICE)},

@@ -102,11 +102,11 @@ def _tell(
     """Notify the Alertmanager and each recipient; a failure does not affect the others."""
     now, end, failures = datetime.now(UTC), window.extent.end, []
     if wanted.alertmanager is not None:
-        from vllm_capacity.live.alertmanager import tell_alertmanager
+        from vllm_capacity.live.alertmanager import send_to_alertmanager
 
         lasts = timedelta(seconds=parse_duration_seconds(wanted.lasts))
         try:
-            tell_alertmanager(
+            send_to_alertmanager(
                 wanted.alertmanager,
                 found,
                 labels=labels,
@@ -122,7 +122,7 @@ def _tell(
 
         subject = f"{window.name}, up to {iso(end)}"
         try:
-            notify(to, found, labels=labels, subject=subject, record=wanted.told, now=now)
+            notify(to, found, labels=labels, subject=subject, record=wanted.sent, now=now)
         except SourceError as error:
             failures.append(error)
     if failures:

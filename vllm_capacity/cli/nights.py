@@ -12,7 +12,7 @@ from datetime import date, datetime, timedelta
 from pathlib import Path
 
 from vllm_capacity.cli.options.against import earlier_day, is_duration, later_days
-from vllm_capacity.cli.options.beside import Beside, Inputs, says_more
+from vllm_capacity.cli.options.extra_inputs import ExtraInputs, Inputs, says_more
 from vllm_capacity.cli.options.settings import DaySettings, SourceSettings
 from vllm_capacity.errors import CapacityError, InputError, NoTelemetryError, SourceError
 from vllm_capacity.live.days import DayStore, Outcome, Reach, Source, day_store
@@ -27,7 +27,7 @@ class Night:
     """A nightly run's job: the source of the days, the store for them, and the page made of each.
 
     `against` is what a page is compared with: a day, an earlier day by duration, or a window;
-    `beside` has the usage logs and the invoice for the page.
+    `extra` has the usage logs and the invoice for the page.
     """
 
     pull: PullOrder
@@ -36,7 +36,7 @@ class Night:
     reach: Reach
     page: ReportOrder
     against: str | None = None
-    beside: Beside = field(default_factory=Beside)
+    extra: ExtraInputs = field(default_factory=ExtraInputs)
 
     @classmethod
     def of(
@@ -46,7 +46,7 @@ class Night:
         page: ReportOrder,
         *,
         against: str | None = None,
-        beside: Beside | None = None,
+        extra: ExtraInputs | None = None,
     ) -> Night:
         """The nightly run of these settings; InputError for an invalid duration or no origin."""
         if source.origin is None:
@@ -74,12 +74,12 @@ class Night:
             reach,
             page,
             against,
-            beside or Beside(),
+            extra or ExtraInputs(),
         )
 
     def inputs(self, store: DayStore, day: date) -> Inputs:
         """The inputs of a day's page besides its window."""
-        return self.beside.of_day(day, store.time_range(day))
+        return self.extra.of_day(day, store.time_range(day))
 
     def parameters(self, store: DayStore, day: date, inputs: Inputs) -> dict[str, object]:
         """The parameters of a day's page; it has no comparison if the other day has no window.
@@ -125,7 +125,7 @@ def night(
         pull_window(wanted, target, environment=environment, now=now)
 
     sample: dict[str, object] = {} if order.against is None else {"against": order.against}
-    sample |= order.beside.sample
+    sample |= order.extra.sample
     notebook_parameters(replace(order.page, parameters={**sample, **order.page.parameters}))
     with day_store(order.windows, order.source) as store:
         done = Done()

@@ -54,7 +54,7 @@ def pull(
     come from PARSEABLE_USER and PARSEABLE_PASSWORD, or PARSEABLE_API_KEY, or a profile (for
     Prometheus, if it wants any, from PROMETHEUS_USER and PROMETHEUS_PASSWORD, or PROMETHEUS_TOKEN);
     never from the command line. From 3 h on, a server is asked for one state per minute of each
-    counter (--thinned), unless --full.
+    counter (--downsampled), unless --full.
     """
     now = datetime.now(UTC)
     source = taken(SourceSettings, given)

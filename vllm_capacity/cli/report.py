@@ -21,7 +21,7 @@ from vllm_capacity.cli.options.analysis import (
     range_options,
     window_options,
 )
-from vllm_capacity.cli.options.beside import Beside
+from vllm_capacity.cli.options.extra_inputs import ExtraInputs
 from vllm_capacity.cli.options.settings import (
     DaySettings,
     HardwareSettings,
@@ -93,9 +93,9 @@ def report(
     against = _against(page, parameters)
     is_named = argument is not None or window is not None or "window" in parameters
     order = _order(page, _notebook(page.notebook), parameters)
-    beside = _beside(given, parameters)
+    extra = _extra_inputs(given, parameters)
     if _has_source(given, is_named=is_named):
-        _days(order, given, browser, against, beside)
+        _days(order, given, browser, against, extra)
         return
     if argument is not None or window is not None:
         if "window" in parameters:
@@ -107,7 +107,7 @@ def report(
         named, kept = str(parameters.get("window", "")), taken(DaySettings, given).windows
         found = window_against(against, named, kept, is_typed=_is_typed("against"))
         parameters |= {} if found is None else {"against": found}
-    parameters = {**_inputs(beside, str(parameters.get("window", ""))), **parameters}
+    parameters = {**_inputs(extra, str(parameters.get("window", ""))), **parameters}
     _written(replace(order, parameters=parameters), browser)
 
 
@@ -156,7 +156,7 @@ def _is_typed(name: str) -> bool:
     return any(given(each) is typed for each in options)
 
 
-def _beside(given: Mapping[str, Any], parameters: Mapping[str, object]) -> Beside:
+def _extra_inputs(given: Mapping[str, Any], parameters: Mapping[str, object]) -> ExtraInputs:
     """The logs and the invoice for pages; values of `-p` take precedence over the settings.
 
     InputError for a value given both as an option and with -p.
@@ -166,15 +166,15 @@ def _beside(given: Mapping[str, Any], parameters: Mapping[str, object]) -> Besid
             raise InputError(f"{names[0]} is given twice: as an option, and with -p {names[0]}=….")
     usage = UsageSettings() if "usage" in parameters else taken(UsageSettings, given)
     invoice = InvoiceSettings() if "invoice" in parameters else taken(InvoiceSettings, given)
-    return Beside(usage, invoice)
+    return ExtraInputs(usage, invoice)
 
 
-def _inputs(beside: Beside, window: str) -> dict[str, object]:
+def _inputs(extra: ExtraInputs, window: str) -> dict[str, object]:
     """The inputs of a window's page besides telemetry.
 
     A missing file is an error if it was typed, and a line on stderr if it is from the settings.
     """
-    found = beside.of_window(day_of(Path(window).name))
+    found = extra.of_window(day_of(Path(window).name))
     for line in found.missing:
         if _is_typed("usage") or _is_typed("invoice"):
             raise InputError(f"{line}.")
@@ -187,7 +187,7 @@ def _days(
     given: Mapping[str, Any],
     browser: Path | None,
     against: str | None,
-    beside: Beside,
+    extra: ExtraInputs,
 ) -> None:
     """Make the pages of a source's days, printing each name on stdout; raise what is missing."""
     if given["start"] is not None or given["end"] is not None:
@@ -196,7 +196,7 @@ def _days(
 
     assumptions_of(given)  # report an invalid price before anything is pulled
     source, days = taken(SourceSettings, given), taken(DaySettings, given)
-    order = Night.of(source, days, page, against=against, beside=beside)
+    order = Night.of(source, days, page, against=against, extra=extra)
     now = datetime.now(UTC)
     with needing_extra("report"), progress_bar(f"Running {page.notebook.name}") as progress:
         done = night(

@@ -273,7 +273,7 @@ def _pod(job: Job, image: str) -> dict[str, object]:
     command, arguments = [*of, "report"], [*days, "--out", "/data/reports", *fleet]
     if job.has_alerts:
         report = shlex.join([*command, *arguments])
-        alerts = shlex.join([*of, "alerts", *days, "--told", "/data/told.json", *fleet])
+        alerts = shlex.join([*of, "alerts", *days, "--sent", "/data/sent.json", *fleet])
         # A shell for two commands; a fired alert (1) does not fail the job.
         command = ["/bin/sh", "-c"]
         arguments = [f"{report} || exit; {alerts}; [ $? -le 1 ]"]

@@ -128,7 +128,7 @@ def _scrape_live(
             profile=profile,
             about=about,
             stop=stop,
-            tell=show,
+            on_progress=show,
             scraped=written,
         )
 

@@ -53,7 +53,7 @@ def tenants(
         raise InputError("Give --csv or --json, not both.")
     settings = taken(UsageSettings, given)
     analysis = analysis_of(one_window(argument, window), given)
-    from vllm_capacity.cli.options.beside import Beside
+    from vllm_capacity.cli.options.extra_inputs import ExtraInputs
     from vllm_capacity.render.sections.tenants import ADAPTERS, tenant_table, tenants_text
     from vllm_capacity.sources.records import pairs
     from vllm_capacity.sources.usage import KEYS_SECRET, Keys, read_usage
@@ -65,7 +65,7 @@ def tenants(
             "Give a gateway's log: --usage FILE. vLLM itself does not count by user."
             + (f" {ADAPTERS}" if analysis.adapters.height else "")
         )
-    logs, missing = Beside(settings).logs(day_of(analysis.window.name))
+    logs, missing = ExtraInputs(settings).logs(day_of(analysis.window.name))
     if missing:
         raise InputError(f"{missing[0]}.")
     log = read_usage(

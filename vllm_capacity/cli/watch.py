@@ -286,7 +286,7 @@ def _scraping(
             every_seconds=every_seconds,
             for_seconds=None,
             stop=stop,
-            tell=lambda progress: None,
+            on_progress=lambda progress: None,
         )
         with _at_work(work, stop):
             yield recent, stop

@@ -81,7 +81,7 @@ def find_rows(table: str, words: Sequence[str] = ()) -> tuple[FactRow, ...]:
     found = tuple(row for row in rows if all(word in _text(row) for word in wanted))
     if not found:
         raise InputError(
-            f"None of the {len(rows)} {table} has {' and '.join(map(repr, words))} in it; "
+            f"None of the {len(rows)} {table} matches {' and '.join(map(repr, words))}; "
             f"`vllm-capacity facts {table}` lists them."
         )
     return found

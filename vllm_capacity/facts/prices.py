@@ -161,7 +161,7 @@ def find_price(name: str) -> Price:
     if found:
         listed = "; ".join(sorted(row.key for row in found)[:6])
         raise InputError(
-            f"Price {name!r} names {len(found)} rows: {listed}. Add words until one row is left."
+            f"Price {name!r} matches {len(found)} rows: {listed}. Add words until one row is left."
         )
     if _DECIMAL_COMMA.fullmatch(words[-1] if words else ""):
         raise InputError(

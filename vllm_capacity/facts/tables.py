@@ -100,7 +100,7 @@ def read_rows(cls: type[Row], path: Path, *, is_own: bool = False) -> tuple[Row,
     known = [each for each in fields(cls) if not (is_own and _may_lack(each, header))]
     shown = str(path) if is_own else path.name
     if missing := [field.name for field in known if field.name not in header]:
-        raise InputError(f"{shown}, line 1: it lacks the column {', '.join(missing)}.")
+        raise InputError(f"{shown}, line 1: missing column {', '.join(missing)}.")
     places = [(field, hints[field.name], header.index(field.name)) for field in known]
     found = []
     for line, row in rows:
@@ -130,7 +130,7 @@ def _cells(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         if len(row) != len(header):
             raise InputError(
                 f"{path}, line {line}: {len(row)} cells under {len(header)} columns; quote a "
-                "cell that holds a comma."
+                "cell that contains a comma."
             )
     return header, rows
 

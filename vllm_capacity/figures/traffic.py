@@ -188,7 +188,7 @@ def failures(window: Window, *, time_range: TimeRange) -> Failures:
             increases, "5xx", "a lower bound: a stream that breaks after its headers counts as 2xx"
         ),
         http_4xx_ratio=_http_share(
-            increases, "4xx", "errors of the clients: bad parameters, unknown model, too long"
+            increases, "4xx", "client errors: bad parameters, unknown model, too long"
         ),
         error_ratio=_error_share(increases),
         rejected=_rejected(increases),

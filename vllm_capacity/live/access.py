@@ -109,11 +109,11 @@ def _read_profile(path: Path, names: Sequence[str]) -> dict[str, str]:
     unknown = sorted(set(content) - set(names))
     if unknown:
         raise InputError(
-            f"The profile {path} has {', '.join(unknown)}; it may hold {', '.join(names)}."
+            f"The profile {path} has {', '.join(unknown)}; allowed are {', '.join(names)}."
         )
     for name, value in content.items():
         if not isinstance(value, str | int):
-            raise InputError(f"The profile {path} must hold text as {name}.")
+            raise InputError(f"The profile {path} must have text as {name}.")
     return {name: secret(f"{path}: {name}", str(value)) for name, value in content.items()}
 
 
@@ -126,7 +126,7 @@ def secret(name: str, value: str) -> str:
     is_header = name.lower().endswith(("api_key", "token"))
     if not (is_sendable(bare) if is_header else bare.isprintable()):
         raise InputError(
-            f"{name} holds a line break or another character that cannot be sent. Set it again."
+            f"{name} contains a line break or another character that cannot be sent. Set it again."
         )
     return bare
 
@@ -160,7 +160,7 @@ def trusting(certificates: Path | None) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=certificates)
     except ssl.SSLError:
-        raise InputError(f"{certificates} holds no certificates to trust: expected PEM.") from None
+        raise InputError(f"{certificates} has no certificates to trust: expected PEM.") from None
     except OSError as error:
         raise InputError(f"Cannot read {certificates}: {error.strerror}.") from None
 
@@ -191,7 +191,7 @@ _CAUSES = (
     ("name resolution", "no such host"),
     ("Timeout", "no answer in time"),
     ("HTTP 404", "HTTP 404; is this its /metrics?"),
-    ("HTTP 401", "HTTP 401; it wants credentials (VLLM_METRICS_TOKEN)"),
+    ("HTTP 401", "HTTP 401; it requires credentials (VLLM_METRICS_TOKEN)"),
     ("HTTP 403", "HTTP 403; these credentials may not read it"),
 )
 

@@ -40,7 +40,7 @@ class _Firing(msgspec.Struct):
     labels: dict[str, str]
 
 
-def tell_alertmanager(
+def send_to_alertmanager(
     url: str,
     found: Sequence[Alert],
     *,

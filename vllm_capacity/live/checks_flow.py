@@ -32,12 +32,12 @@ def configuration(config: Mapping[str, Any]) -> CheckResult:
             "Collector",
             "configuration",
             "; ".join(dict.fromkeys(faults)),
-            "Compare with the project's otel-config.yaml, which says why each line is there.",
+            "Compare with the project's otel-config.yaml, which explains each line.",
         )
     return fine(
         "Collector",
         "configuration",
-        "Parseable takes what it sends, and its queue outlives a crash",
+        "Parseable accepts what it sends, and its queue survives a crash",
     )
 
 
@@ -84,7 +84,7 @@ def _pipelines(config: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]
 def _pipeline(config: Mapping[str, Any], signal: str, parts: Mapping[str, Any]) -> list[str]:
     """The faults of one pipeline's exporters and processors."""
     faults = [
-        f"the {signal} pipeline has a `batch` processor: what it holds is lost when it is killed"
+        f"the {signal} pipeline has a `batch` processor: its contents are lost in a crash"
         for processor in _texts(parts.get("processors"))
         if processor.partition("/")[0] == "batch"
     ]
@@ -134,7 +134,7 @@ _FILLING_RATIO: Final = 0.5
 _SAMPLE = re.compile(r"^(?:ray_)?vllm[:_]", re.MULTILINE)
 _PART = re.compile(r"_(bucket|sum|count|total|created)$")
 _PERMANENT: Final = (
-    "The exporter drops what Parseable refuses for good (400, 401, 403, 413, 500). Its log says "
+    "The exporter drops what Parseable refuses for good (400, 401, 403, 413, 500). Its log has "
     "the status. 400: `encoding: json` is missing, or a header is wrong; 403: its password is "
     "wrong; 413: the batch is over 10 MiB."
 )
@@ -295,7 +295,7 @@ def _scrapes(before: _Counts, after: _Counts) -> CheckResult:
             "Collector",
             "not-scraping",
             f"it accepts no new points: the count stays at {later:,.0f}",
-            "It has no target, or its first scrape is still to come: VLLM_TARGETS must be a list "
+            "It has no target, or has not scraped yet: VLLM_TARGETS must be a list "
             "such as [vllm:8000], or OTELCOL_TARGETS_DIR must contain a file vllm*.yaml.",
         )
     return fine("Collector", "not-scraping", f"{later - earlier:,.0f} points accepted just now")

@@ -195,7 +195,7 @@ def _empty(evidence: ChainEvidence) -> CheckResult:
             "Parseable",
             "stream-stale",
             f"nothing has arrived in {evidence.stream} for 15 minutes; last {last}",
-            f"Is {evidence.writer} running, and can it reach Parseable? See its findings, if any.",
+            f"Is {evidence.writer} running, and can it reach Parseable? See its checks, if any.",
         )
     return broken(
         "Parseable",

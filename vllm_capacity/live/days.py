@@ -275,7 +275,7 @@ def _known_days(folder: Path, source: Source) -> dict[date, Day]:
         ) from None
     if read.source != source:
         raise InputError(
-            f"{folder} holds days of {_described(read.source)}, not of {_described(source)}. "
+            f"{folder} contains days of {_described(read.source)}, not of {_described(source)}. "
             "Give another folder: --windows."
         )
     return {day: known for day, known in read.days.items() if known.is_empty or _there(folder, day)}

@@ -33,9 +33,9 @@ def window_checks(evidence: ChainEvidence) -> list[CheckResult]:
         remedy = (
             "Pull another time range, or the right stream: there is no vLLM series in this one."
         )
-        return [broken("window", "window-empty", "the window holds no engine", remedy)]
+        return [broken("window", "window-empty", "the window has no engine", remedy)]
     return [
-        fine("window", "window-empty", f"it holds {_engines(answer.window.engines)}"),
+        fine("window", "window-empty", f"it has {_engines(answer.window.engines)}"),
         *_quality(answer),
         _latency(answer),
         _price(answer),

@@ -96,7 +96,7 @@ def recipients(given: Sequence[str], environment: Mapping[str, str]) -> tuple[Re
         where = f"--notify number {number}"
         if _PASSWORD.search(text):
             raise InputError(
-                f"{where} holds a password. Write ${{NAME}} in its place and set NAME in the "
+                f"{where} contains a password. Write ${{NAME}} in its place and set NAME in the "
                 "environment, or put the URL into a file of mode 0600: file:PATH."
             )
         found.append(_recipient(text, where, environment))
@@ -106,7 +106,7 @@ def recipients(given: Sequence[str], environment: Mapping[str, str]) -> tuple[Re
 def _recipient(text: str, where: str, environment: Mapping[str, str]) -> Recipient:
     def value(match: re.Match[str]) -> str:
         if not environment.get(match[1]):
-            raise InputError(f"{where}: the environment has no {match[1]}.")
+            raise InputError(f"{where}: the environment variable {match[1]} is not set.")
         return secret(match[1], environment[match[1]])
 
     address = _VARIABLE.sub(value, text)

@@ -120,10 +120,10 @@ def _provision_alert(
     path = f"/api/v1/alerts/{found[0][1]}"
     current = management.record(path)
     if all(current.get(key) == body[key] for key in ("query", "thresholdConfig", "evalConfig")):
-        return f"alert {title}: there already{extra}"
+        return f"alert {title}: exists already{extra}"
     kept = {key: current.get(key, body[key]) for key in ("targets", "notificationConfig")}
     management.call("PUT", path, body={**body, **kept})
-    return f"alert {title}: brought up to date{extra}"
+    return f"alert {title}: updated{extra}"
 
 
 def panels(stream: str, usd_per_gpu_hour: float | None = None) -> list[DashboardPanel]:
@@ -171,7 +171,7 @@ def _ulid(text: str) -> str:
 def provision_dashboard(
     management: Management, panels: Iterable[DashboardPanel], stream: str
 ) -> str:
-    """Create or update the dashboard; one line: created, there already, or brought up to date."""
+    """Create or update the dashboard; one line: created, exists already, or updated."""
     body = dashboard_body(panels, stream)
     title = body["title"]
     listed = management.records("/api/v1/dashboards", "title", "dashboardId")
@@ -181,6 +181,6 @@ def provision_dashboard(
         return f"dashboard {title}: created, {len(body['tiles'])} panels"
     path = f"/api/v1/dashboards/{ids[0]}"
     if management.record(path).get("tiles") == body["tiles"]:
-        return f"dashboard {title}: there already"
+        return f"dashboard {title}: exists already"
     management.call("PUT", path, body=body)
-    return f"dashboard {title}: brought up to date"
+    return f"dashboard {title}: updated"

@@ -173,7 +173,7 @@ def run(
     every_seconds: float,
     for_seconds: float | None,
     stop: threading.Event,
-    tell: Callable[[Progress], None],
+    on_progress: Callable[[Progress], None],
 ) -> Progress:
     """Scrape every target on a grid of `every_seconds` until the time is up or `stop` is set."""
     tally = _Tally()
@@ -198,7 +198,7 @@ def run(
             for scrape, error in missed:
                 tally.count(scrape.target, _Outcome(error))
             point += 1
-            tell(tally.progress(point))
+            on_progress(tally.progress(point))
             # The next point is computed from the start of the run, so delays do not add up.
             due = min(point * every_seconds, for_seconds or math.inf)
             stop.wait(max(0.0, due - clock.seconds))
@@ -257,7 +257,7 @@ def capture(
     profile: Path | None = None,
     about: str | None = None,
     stop: threading.Event | None = None,
-    tell: Callable[[Progress], None] = lambda progress: None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
     scraped: Callable[[], None] = lambda: None,
 ) -> Captured:
     """Scrape these servers into the window `to`, until `stop` is set or `for_seconds` have passed.
@@ -283,7 +283,7 @@ def capture(
                 every_seconds=every_seconds,
                 for_seconds=for_seconds,
                 stop=ends,
-                tell=tell,
+                on_progress=on_progress,
             )
         scraped()
         if not done.points:

@@ -233,10 +233,10 @@ def _create_stream(management: Management, stream: str, log_source: str, *, is_t
     formats = {source.get("log_source_format") for source in sources}
     if formats and log_source not in formats:
         raise InputError(
-            f"The stream {stream} holds {', '.join(sorted(map(str, formats)))}, not {log_source}. "
+            f"The stream {stream} has {', '.join(sorted(map(str, formats)))}, not {log_source}. "
             "Choose another stream; delete it only if nobody needs its data."
         )
-    return f"stream {stream}: there already"
+    return f"stream {stream}: exists already"
 
 
 def _retain(management: Management, stream: str, days: int) -> str:
@@ -260,7 +260,7 @@ def _put_role(management: Management, role: _Role, names: Names, revoke: Sequenc
 def _give_user(management: Management, user: str, role: str, secret: Path, renew: bool) -> str:
     is_there = user in management.users()
     if is_there and not renew:
-        return f"user {user}: there already, secret in {secret}"
+        return f"user {user}: exists already, secret in {secret}"
     if is_there:
         answer = management.call("POST", f"/api/v1/user/{user}/generate-new-password")
     else:
@@ -298,7 +298,7 @@ def read_secret(path: Path) -> str:
         if path.stat().st_mode & 0o077:
             mode = stat.S_IMODE(path.stat().st_mode)
             raise InputError(
-                f"{path} holds a password and others can read it (mode {mode:04o}): chmod 600 it."
+                f"{path} has a password and others can read it (mode {mode:04o}): chmod 600 it."
             )
         return path.read_text(encoding="utf-8")
     except OSError as error:

@@ -88,10 +88,10 @@ def _group(group: Any, path: Path, labels: Mapping[str, str]) -> list[Target]:  
     own = (group.get("labels") or {}) if isinstance(group, dict) else None
     if not isinstance(urls, list) or not urls or not isinstance(own, dict):
         raise InputError(
-            f"{path} holds a group without targets: {plain(group)[:200]}. Expected {_FILE}."
+            f"{path} has a group without targets: {plain(group)[:200]}. Expected {_FILE}."
         )
     if not all(isinstance(url, str) for url in urls):
-        raise InputError(f"{path} holds targets that are not text: {plain(urls)[:200]}.")
+        raise InputError(f"{path} has targets that are not text: {plain(urls)[:200]}.")
     own = {str(name): str(value) for name, value in own.items()}
     return targets([metrics_url(url) for url in urls], {**labels, **own})
 

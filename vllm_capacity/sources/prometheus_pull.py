@@ -224,11 +224,11 @@ def _odd(
     follows = (minute.shift(1).over("metric") == minute - 1).fill_null(False)
     goes_on = (minute.shift(-1).over("metric") == minute + 1).fill_null(False)
     key = [*_TARGET, "minute"]
-    untold = states.join(times, on=key, how="anti")
+    untimed = states.join(times, on=key, how="anti")
     found = (
         ordered.filter(~(follows & goes_on)),
         states.filter(minute.is_in(list(cut))),
-        untold,
+        untimed,
         fallen,
     )
     return pl.concat([each.select(key) for each in found]).unique().sort(key)

@@ -142,7 +142,7 @@ class SourceSettings:
     is_full: bool | None = field(
         default=None,
         metadata=_about(
-            "--full/--thinned",
+            "--full/--downsampled",
             "Pull every sample, or, from 3 h on, only one state of each counter per minute.",
             key="full",
         ),
@@ -493,10 +493,10 @@ class AlertSettings:
             check=_check_recipients,
         ),
     )
-    told: Path = field(
-        default=Path("vllm-capacity-told.json"),
+    sent: Path = field(
+        default=Path("vllm-capacity-sent.json"),
         metadata=_about(
-            "--told",
+            "--sent",
             "File that records what --notify sent, so that nothing is sent twice.",
             show_default=True,
             type=click.Path(dir_okay=False, path_type=Path),

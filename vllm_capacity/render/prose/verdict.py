@@ -230,8 +230,8 @@ def _cost(answer: Answer) -> str:
     if answer.requests.lost.high:
         unseen = plural(answer.requests.lost.high, "request")
         return (
-            f"{text}. It would be lower if requests finished unrecorded before a server restarted "
-            f"or died; that may be up to {unseen}."
+            f"{text}. The true cost may be lower, because up to {unseen} may have finished "
+            "unrecorded before a server restarted or died."
         )
     if each.low == each.high:
         return f"{text}. Exact count; the only uncertainty is the GPU price."

@@ -242,7 +242,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         "Cost per million tokens, input and output",
         f"{_BILL_TEXT} The whole bill is divided by prompt and output tokens together. The two "
         "split figures share the bill between input and output tokens by the engine time that "
-        "prompts took, which ITL and prefill times tell apart, else by a weight of 1:4; they add "
+        "prompts took, as derived from ITL and prefill times, else by a weight of 1:4; they add "
         "up to the bill.",
         _BILL,
         (*_BILLED, _increase(*_TOKENS), _buckets(PREFILL, ITL)),
@@ -256,7 +256,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         "utilization",
         "Utilization",
         "Output tokens per second (increase of the counter ÷ time between its first and last "
-        "scrape) divided by the capacity, 1 at most.",
+        "scrape) divided by the capacity; at most 1.",
         (capacity.utilization, traffic.rate_per_second),
         (_increase(GENERATION_TOKENS), *_STEPS),
         ("cost.utilization",),
@@ -278,8 +278,8 @@ DEFINITIONS: tuple[Definition, ...] = (
     Definition(
         "cost_over_time",
         "Cost per request over time",
-        f"Each part of the window is billed by itself. {_BILL_TEXT} Parts are hours, or a round "
-        "length that gives 48 of them at most; their bills add up to the whole.",
+        f"Each part of the window is billed separately. {_BILL_TEXT} Parts are hours, or a round "
+        "length that gives at most 48 of them; their bills add up to the total.",
         (costs_by_time.costs_by_part, bills.rate_of),
         (*_BILLED, _growth(REQUESTS)),
     ),
@@ -328,7 +328,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         "its knee is the lightest load that reaches it. Where no plateau was reached, the peak is "
         "extrapolated from lighter loads, or the best minute is a lower bound. The drawn curve is "
         "a scalability law fitted to the steps, its band a 90 % bootstrap over blocks of them; the "
-        f"plateau does not rest on it. {_LOAD_TEXT}",
+        f"plateau does not depend on it. {_LOAD_TEXT}",
         (saturation.engine_fits, plateau.plateau, capacity.fleet_sum),
         _STEPS,
         (
@@ -342,8 +342,8 @@ DEFINITIONS: tuple[Definition, ...] = (
         "regime",
         "Bottleneck",
         "Every step of every engine is judged by its running and waiting requests, KV-cache usage "
-        "and preemptions; the evidence is listed with each judgement. The bottleneck is the limit "
-        "of most time in the busiest quarter of the steps.",
+        "and preemptions; the evidence is listed with each verdict. The bottleneck is the limit "
+        "that lasted longest in the busiest quarter of the steps.",
         (regimes.judged_steps, regimes.window_regime, regimes.bottleneck),
         _STEPS,
         (
@@ -357,8 +357,8 @@ DEFINITIONS: tuple[Definition, ...] = (
     Definition(
         "advice",
         "What to change first",
-        "Settings that held throughput back for 5 % of the busy time or more, each with what it "
-        "would bring: how far the fitted curve still rises to the load that the change allows.",
+        "Settings that limited throughput for at least 5 % of the busy time, each with its "
+        "expected gain: how far the fitted curve still rises up to the load that it allows.",
         (advice.advice,),
         _STEPS,
         ("advice",),
@@ -411,9 +411,10 @@ DEFINITIONS: tuple[Definition, ...] = (
     Definition(
         "lost",
         "Requests and tokens that no scrape saw",
-        "What a process can have counted after its last scrape before it ended, or before its "
-        "first: bounds from its running and waiting requests and the fastest rate in the window. "
-        "No upper bound where it ended while a clock was set: how long it went on is not known.",
+        "What a process may have counted between its last scrape and its end, or before its first "
+        "scrape: bounds from its running and waiting requests and the highest rate in the window. "
+        "There is no upper bound if it ended while a clock was set, because it is not known how "
+        "long it went on.",
         (losses.losses,),
         (_ATTEMPTS, _RESTARTS, _growth(REQUESTS, *_TOKENS)),
         ("requests.lost", "tokens.lost"),
@@ -435,8 +436,8 @@ DEFINITIONS: tuple[Definition, ...] = (
     Definition(
         "queue",
         "Running and waiting requests",
-        "At each scrape the newest sample of every engine, added; means are weighted by how long a "
-        "sample holds.",
+        "At each scrape, the sum of the newest samples of all engines; means are weighted by how "
+        "long a sample holds.",
         (gauges.summed, gauges.gauge_of),
         (_samples(RUNNING, WAITING),),
         ("running", "waiting"),
@@ -481,8 +482,8 @@ DEFINITIONS: tuple[Definition, ...] = (
     Definition(
         "window",
         "Window",
-        "The time that was judged, and the engines in it: pairs of a target and vLLM's engine "
-        "label. The mean counts each engine for the share of the billed time in which it was up.",
+        "The analyzed time range, and the engines in it: pairs of a target and vLLM's engine "
+        "label. The mean weights each engine by the share of the billed time in which it was up.",
         (scrapes.engines, bills.presence),
         _BILLED,
         ("window",),
@@ -490,7 +491,7 @@ DEFINITIONS: tuple[Definition, ...] = (
     Definition(
         "quality",
         "Quality of the telemetry",
-        "Checks of the scrapes and of the series, each with the most it can move a figure.",
+        "Checks of the scrapes and of the series, each with the most it can change a figure.",
         (quality.quality_report,),
         (_ATTEMPTS, _RESTARTS),
         ("quality",),
@@ -498,9 +499,10 @@ DEFINITIONS: tuple[Definition, ...] = (
     Definition(
         "demand",
         "Demand to plan for",
-        "Requests per second as asked for; else p95 over the steps of finished requests per "
-        "second, added over engines. Times the mean output tokens per request. vLLM counts no "
-        "arrivals: where requests waited, this is what was served, and demand may be higher.",
+        "Requests per second as given; else the p95 over the steps of finished requests per "
+        "second, added over engines. This times the mean output tokens per request is the demand "
+        "as output. vLLM does not count arrivals: if requests waited, this is what was served, "
+        "and demand may be higher.",
         (sizing.demand_seen,),
         (_growth(REQUESTS), _samples(WAITING), _increase(*_TOKENS)),
         ("plan.demand_requests_per_second", "plan.demand_output_tokens_per_second"),
@@ -509,10 +511,10 @@ DEFINITIONS: tuple[Definition, ...] = (
         "replicas",
         "Replicas",
         "Demand ÷ (capacity of one replica × (1 − headroom)), rounded up, plus spares. The "
-        "capacity is the throughput within the latency targets, or the plateau where no target is "
+        "capacity is the throughput within the latency targets, or the plateau if no target is "
         "given. If prompts double or prefix caching is off, the capacity shrinks by the engine "
-        "time per request or, where the KV cache is the bottleneck, by the KV tokens per request "
-        "(prompt + half the output), whichever is worse; latencies are not judged again.",
+        "time per request or, if the KV cache is the bottleneck, by the KV tokens per request "
+        "(prompt + half the output), whichever is worse; latencies are not evaluated again.",
         (sizing.replicas, sizing.month_usd, sizing.sensitivity),
         (_growth(REQUESTS), _increase(*_TOKENS), *_STEPS),
         (
@@ -528,11 +530,11 @@ DEFINITIONS: tuple[Definition, ...] = (
         "whatif",
         "Another GPU",
         "The capacity of this window (or the rate given) × the ratio of published measurements of "
-        "the model on both GPUs, where there are any; else × the ratio of the times that prefill "
-        "and decode take by each card's data sheet. The band is the measured error of that on "
-        "models it was not fitted to. Tokens per dollar is that ÷ the price: the median of the "
-        "on-demand offers, with the cheapest and the dearest as its ends. A GPU that cannot serve "
-        "the model, or has no price, is listed with the reason.",
+        "the model on both GPUs, if there are any; else × the ratio of the times that prefill and "
+        "decode take by timed kernels and data sheets. The band is the measured error of this "
+        "method on models it was not fitted to. Tokens per dollar is that ÷ the price: the median "
+        "of the on-demand offers, with the cheapest and the most expensive as its ends. A GPU that "
+        "cannot serve the model, or has no price, is listed with the reason.",
         (options.whatif_table,),
         (_increase(*_TOKENS), *_STEPS),
         ("plan.options",),
@@ -540,10 +542,10 @@ DEFINITIONS: tuple[Definition, ...] = (
     Definition(
         "choice",
         "What would change the choice of a GPU",
-        "Of two GPUs, tokens per dollar of one ÷ those of the other: throughputs' ratio × prices'. "
-        "The price at which that is 1 is where the order flips; the "
+        "For two GPUs: the tokens per dollar of one ÷ those of the other, that is, the ratio of "
+        "throughputs × the ratio of prices. The order flips at the price at which this is 1. The "
         "error of the throughput ratio at which it is 1, at the middle of both prices, is compared "
-        "with its 90 % band. What is uncertain about the rate they are scaled from is in neither.",
+        "with its 90 % band. The uncertainty of the rate they are scaled from affects neither.",
         (choice.choice,),
         (_increase(*_TOKENS), *_STEPS),
         ("plan.choices",),
@@ -583,7 +585,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         "Forecast of requests",
         "The mean of the last day × the profile of the hours of the day × how far the last hour "
         "was above or below it, fading; from two weeks of history on also × a profile of the week, "
-        "where that made the back-test better. The interval comes from the errors of the same "
+        "if that made the back-test better. The interval comes from the errors of the same "
         "forecast on this window's own past. It needs at least 24 h of data.",
         (forecast.forecast_demand,),
         (_growth(REQUESTS),),
@@ -592,17 +594,17 @@ DEFINITIONS: tuple[Definition, ...] = (
     Definition(
         "hour_of_week",
         "Load, utilization and cost by hour of the week",
-        f"{_BILL_TEXT} Of each whole hour of the clock: finished requests, output tokens per "
-        "second ÷ capacity, the bill; then the means over the hours of the week that were "
-        "observed, and what all requests of such hours cost ÷ their number.",
+        f"{_BILL_TEXT} For each whole hour of the clock: finished requests, output tokens per "
+        "second ÷ capacity, and the bill; then their means over the observed hours of the week, "
+        "and the cost of all requests in such hours ÷ their number.",
         (costs_by_time.costs_by_hour, weeks.hours_of_week),
         (*_BILLED, _growth(REQUESTS, GENERATION_TOKENS), *_STEPS),
     ),
     Definition(
         "idle",
         "Idle cost by hour of the week",
-        f"{_BILL_TEXT} Of each whole hour: the bill × (1 − output tokens per second ÷ capacity); "
-        "then the mean over the hours of the week that were observed.",
+        f"{_BILL_TEXT} For each whole hour: the bill × (1 − output tokens per second ÷ capacity); "
+        "then the mean over the observed hours of the week.",
         (costs_by_time.costs_by_hour, idle.idle_by_hour_of_week),
         (*_BILLED, _growth(GENERATION_TOKENS), *_STEPS),
     ),

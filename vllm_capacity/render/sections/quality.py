@@ -167,7 +167,7 @@ def loss_table(analysis: Analysis) -> Table:
 
 
 def captures_compared(analysis: Analysis, other: Analysis) -> Table:
-    """Two windows side by side: how complete they are, and how far gaps can move a figure."""
+    """Two windows side by side: how complete they are, and how much gaps can change a figure."""
     columns = (
         Column("quantity", "quantity"),
         Column(analysis.window.name, "first", is_numeric=True),

@@ -283,7 +283,7 @@ def shared_engine(whole: Usage, shares: Mapping[str, Usage]) -> dict[str, Usage]
 
     For groups that share an engine (any label of its counters). The split follows tokens, weighted
     by the engine time of prompts and output, else at 1:4; without tokens, successful requests. If
-    nothing was used the hours are split evenly: somebody pays for an idle engine.
+    nothing was used the hours are split evenly, because an idle engine is paid for, too.
     """
     weights = _weights(whole, shares)
     all_weights = math.fsum(weights.values())

@@ -1,1 +1,1 @@
-"""Problems of the telemetry, and by how much they can move which figures."""
+"""Problems of the telemetry, and by how much they can change which figures."""

@@ -150,7 +150,7 @@ def _is_unbounded(unread: Sequence[Unread]) -> bool:
 
 
 def _max_effect(unread: Sequence[Unread]) -> dict[str, float]:
-    """The most that they can move; empty if that is unbounded."""
+    """The most by which they can change figures; empty if that is unbounded."""
     if _is_unbounded(unread):
         return {}
     return {

@@ -1,4 +1,4 @@
-"""The quality report: problems of the telemetry, and how much they can move which figures.
+"""The quality report: problems of the telemetry, and how much they can change which figures.
 
 A clean window has only `info` findings.
 

@@ -23,11 +23,12 @@ _UNEVEN = 0.75  # engines below this part of their fair share are named
 _INGEST_EFFECTS = {
     "duplicate": "counted once: no figure is affected",
     "late": "put back in order of sample time: no figure is affected",
-    "clock": "rates and charts may bend around that time",
+    "clock": "rates and charts may be distorted around that time",
     "coverage": "left out as unreadable",
     "failed": "counted among the scrapes that are missing",
     "renamed": (
-        "older names of a metric beside the newest, which alone is counted: no figure is affected"
+        "older names of a metric next to the newest; only the newest is counted, so no figure is "
+        "affected"
     ),
 }
 
@@ -117,7 +118,7 @@ def lifetimes(evidence: Evidence) -> list[Finding]:
         found.append(_about("series", "warning", gone, effect))
     huge = life.filter(pl.col("last_value") > _EXACT_UP_TO)
     if huge.height:
-        effect = "passed 2^53: the exposition's floats no longer tell neighboring integers apart."
+        effect = "passed 2^53, above which floats cannot represent every integer."
         found.append(_about("series", "error", huge, effect))
     return found
 

@@ -123,6 +123,8 @@ class _Numbers:
     @property
     def queue(self) -> str:
         """How many requests waited, and how often."""
+        if self.waiting == 0:
+            return "none waited"
         share = _pct(self.waiting_share)
         return f"{_n(self.waiting)} requests waited on average, in {share} of the scrapes"
 

@@ -39,7 +39,7 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Beside:
+class ExtraInputs:
     """The usage logs and the invoice of the settings; each file is read once."""
 
     usage: UsageSettings = field(default_factory=UsageSettings)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_capacity.cli.options.beside import Beside, says_more
+from vllm_capacity.cli.options.extra_inputs import ExtraInputs, says_more
 from vllm_capacity.cli.options.settings import InvoiceSettings, UsageSettings
 from vllm_capacity.timerange import TimeRange
 
@@ -20,9 +20,9 @@ def logged(path: Path, *rows: str) -> Path:
     return path
 
 
-def beside(folder: Path, *names: str, invoice: str | None = None) -> Beside:
+def extra(folder: Path, *names: str, invoice: str | None = None) -> ExtraInputs:
     files = tuple(folder / name for name in names)
-    return Beside(UsageSettings(files=files), InvoiceSettings(invoice and folder / invoice))
+    return ExtraInputs(UsageSettings(files=files), InvoiceSettings(invoice and folder / invoice))
 
 
 @pytest.fixture
@@ -45,19 +45,19 @@ def folder(tmp_path):
 )
 def test_a_pattern_names_files(folder, pattern, day, found):
     names = [f"spend-2026-11-{each}.csv" if isinstance(each, int) else each for each in found]
-    inputs = beside(folder, pattern).of_window(day)
+    inputs = extra(folder, pattern).of_window(day)
     assert inputs.parameters["usage"] == ";".join(str(folder / name) for name in names)
     assert inputs.missing == ()
 
 
 def test_letters_of_patterns_in_a_name_that_is_there_are_letters(tmp_path):
     name = logged(tmp_path / "spend[1].csv", "a,2026-11-27T08:00Z,2026-11-27T08:01Z").name
-    assert beside(tmp_path, name).of_window(DAY).missing == ()
+    assert extra(tmp_path, name).of_window(DAY).missing == ()
 
 
 def test_what_is_not_there_or_cannot_be_read_is_a_line_each(folder):
     (folder / "spend-broken.csv").write_text("nothing\n1\n")
-    found = beside(folder, "spend-*.csv", "more-{day}.csv", invoice="none.csv").of_day(DAY, WHOLE)
+    found = extra(folder, "spend-*.csv", "more-{day}.csv", invoice="none.csv").of_day(DAY, WHOLE)
     log, invoice, broken = found.missing
     assert log.startswith("There is no log of use")
     assert invoice.startswith("There is no invoice")
@@ -68,7 +68,7 @@ def test_what_is_not_there_or_cannot_be_read_is_a_line_each(folder):
 
 
 def test_without_settings_a_page_takes_nothing():
-    found = Beside().of_day(DAY, WHOLE)
+    found = ExtraInputs().of_day(DAY, WHOLE)
     assert (found.parameters, found.missing, found.digest) == ({}, (), "")
 
 
@@ -85,24 +85,24 @@ def test_without_settings_a_page_takes_nothing():
     ],
 )
 def test_a_day_is_made_again_only_if_its_own_inputs_changed(folder, row, is_of_the_day):
-    before = beside(folder, "spend-*.csv").of_day(DAY, WHOLE).digest
+    before = extra(folder, "spend-*.csv").of_day(DAY, WHOLE).digest
     logged(folder / "spend-late.csv", row)
-    after = beside(folder, "spend-*.csv").of_day(DAY, WHOLE).digest
+    after = extra(folder, "spend-*.csv").of_day(DAY, WHOLE).digest
     assert says_more(after, before) is is_of_the_day
 
 
 def test_charges_of_the_day_before_are_not_this_ones(folder):
     invoice = folder / "invoice.csv"
     invoice.write_text("date,cost\n2026-11-27,39\n")
-    before = beside(folder, invoice="invoice.csv").of_day(DAY, WHOLE).digest
+    before = extra(folder, invoice="invoice.csv").of_day(DAY, WHOLE).digest
     invoice.write_text("date,cost\n2026-11-26,39\n2026-11-27,39\n2026-11-28,39\n")
-    assert beside(folder, invoice="invoice.csv").of_day(DAY, WHOLE).digest == before != ""
+    assert extra(folder, invoice="invoice.csv").of_day(DAY, WHOLE).digest == before != ""
 
 
 def test_a_rotated_log_removes_no_page(folder):
-    before = beside(folder, "spend-*.csv").of_day(DAY, WHOLE).digest
+    before = extra(folder, "spend-*.csv").of_day(DAY, WHOLE).digest
     (folder / "spend-2026-11-27.csv").unlink()
-    after = beside(folder, "spend-*.csv").of_day(DAY, WHOLE).digest
+    after = extra(folder, "spend-*.csv").of_day(DAY, WHOLE).digest
     assert after == ""
     assert not says_more(after, before)
     assert not says_more(before, before)
@@ -111,6 +111,6 @@ def test_a_rotated_log_removes_no_page(folder):
 def test_the_order_of_rows_makes_no_difference_to_the_store(folder):
     rows = [f"b,2026-11-27T0{n}:00Z,2026-11-27T0{n}:01Z" for n in range(1, 5)]
     logged(folder / "spend-late.csv", *rows)
-    before = beside(folder, "spend-*.csv").of_day(DAY, WHOLE).digest
+    before = extra(folder, "spend-*.csv").of_day(DAY, WHOLE).digest
     logged(folder / "spend-late.csv", *reversed(rows))
-    assert beside(folder, "spend-*.csv").of_day(DAY, WHOLE).digest == before
+    assert extra(folder, "spend-*.csv").of_day(DAY, WHOLE).digest == before
