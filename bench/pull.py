@@ -41,7 +41,7 @@ def measure(folder: Path, *, runs: int) -> list[Ratio]:
             lambda: measured(lambda: server.query(f"select * from {STREAM}", PART)),
             runs=runs,
         )
-    names = ("thinned pull of 5 minutes", "select * of their rows")
+    names = ("downsampled pull of 5 minutes", "select * of their rows")
     return [
         Ratio(*names, unit, tuple(one[at] for one in ours), tuple(one[at] for one in bare))
         for at, unit in enumerate(("kB on the wire", "s"))

@@ -99,7 +99,7 @@ def other_sweeps() -> dict[str, LoadPoints]:
 
 
 def silicon_sweeps() -> dict[str, LoadPoints]:
-    """The sweeps of data/silicon_vllm.csv with four loads or more: N is the clients held busy.
+    """The sweeps of data/silicon_vllm.csv with four loads or more: N is the clients kept busy.
 
     One sweep a model, weight type, GPU, split over GPUs, lengths and version of vLLM.
     """

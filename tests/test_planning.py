@@ -141,7 +141,10 @@ def test_other_gpus_hold_a_kv_cache_of_the_type_that_the_engine_reports(examples
 
 @pytest.mark.parametrize(
     ("kv_dtypes", "reason"),
-    [(["int3"], "a KV cache of type 'int3' holds is unknown"), (["auto", "fp8"], "(auto, fp8)")],
+    [
+        (["int3"], "the size of a KV cache of type 'int3' is unknown"),
+        (["auto", "fp8"], "(auto, fp8)"),
+    ],
 )
 def test_a_kv_cache_of_an_unknown_type_is_not_compared(sweep, monkeypatch, kv_dtypes, reason):
     found = compared(sweep, monkeypatch, *kv_dtypes)

@@ -198,7 +198,7 @@ def test_a_dead_target_ends_with_its_cause_and_leaves_nothing(tmp_path, run):
 def test_a_target_that_is_not_vllm_ends_with_its_cause_and_leaves_nothing(tmp_path, server, run):
     done = run(f"http://{server}/other", "--every", "500ms", "--for", "1s", "--to", tmp_path / "w")
     assert done.returncode == 3
-    assert re.search(r"holds no vLLM series \([12] good and \d failed scrapes\)", done.stderr)
+    assert re.search(r"has no vLLM series \([12] good and \d failed scrapes\)", done.stderr)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -341,7 +341,7 @@ def test_table_that_a_phone_lays_out_row_by_row_keeps_its_roles_and_heads(numeri
 
 
 def test_the_reason_for_no_chart_is_given_once():
-    long = "capacity not reached on 9 of 9 engines: tokens came as fast at the heaviest load seen"
+    long = "capacity was not reached on 9 of 9 engines: tokens came as fast at the heaviest load"
     again, brief = chart(empty=long), chart(empty="nobody asked")
     again["title"]["text"] = brief["title"]["text"] = "And then?"
     charts = [chart(empty=long), again, chart(empty="nobody asked"), brief]

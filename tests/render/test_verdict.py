@@ -184,11 +184,11 @@ def test_no_sentence_has_a_blank_whatever_is_unknown():
 
 
 def test_a_fleets_verdict_begins_with_the_bill_and_omits_reasons_by_engine():
-    why = "capacity not reached on 2 of 8 engines (a, b): tokens came as fast as ever"
+    why = "capacity was not reached on 2 of 8 engines (a, b): tokens came as fast as ever"
     bound = Estimate.at_most(0.26, reason=why)
     first, used, *_ = prose.verdict(answer(window__engines=8, cost__utilization=bound))
     assert first.startswith("The bill was $2.00 for 0.417 h. The cost per request is")
-    assert used.endswith("capacity not reached on 2 of 8 engines (a, b).")
+    assert used.endswith("capacity was not reached on 2 of 8 engines (a, b).")
     alone = prose.verdict(answer(window__engines=1, cost__utilization=bound))[1]
     assert alone.endswith("tokens came as fast as ever.")
 

@@ -163,7 +163,7 @@ def test_lines_may_lie_across_the_members_of_a_whole_file(tmp_path):
 
 
 def test_a_wholly_damaged_file_is_refused(tmp_path):
-    with pytest.raises(InputError, match="holds no scrapes"):
+    with pytest.raises(InputError, match="has no scrapes"):
         read(tmp_path, flipped(MEMBERS[0])[:60])
 
 

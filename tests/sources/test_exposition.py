@@ -191,10 +191,10 @@ def test_a_file_cut_short_keeps_what_came_before_the_cut(tmp_path):
         pytest.param(b'{"t": "soon", "target": "v", "status": 200}\n', "needs t", id="no time"),
         pytest.param(b'{"t": 1e400, "target": "v", "status": 200}\n', "not a time", id="infinite"),
         pytest.param(b"[1, 2]\n", "is not a scrape", id="a list"),
-        pytest.param(b"", "holds no scrape", id="empty"),
+        pytest.param(b"", "has no scrape", id="empty"),
         pytest.param(
             b'{"t": 1, "target": "v", "status": 200, "text": "# TYPE a gauge\\na 1\\n"}\n',
-            "holds no vLLM series",
+            "has no vLLM series",
             id="no vLLM series",
         ),
     ],

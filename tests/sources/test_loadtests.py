@@ -369,5 +369,5 @@ def test_several_files_are_one_table(tmp_path):
 
 def test_a_folder_without_results_says_so(tmp_path):
     (tmp_path / "notes.json").write_text('{"a": 1}')
-    with pytest.raises(InputError, match="holds no JSON result"):
+    with pytest.raises(InputError, match="has no JSON result"):
         read_loads(tmp_path)

@@ -174,5 +174,5 @@ def test_of_few_targets_more_families_are_asked_for_in_a_query(sweep_pulled):
 
 
 def test_minutes_take_no_samples_that_came_late(windows):
-    with pytest.raises(WindowError, match="holds minutes"):
+    with pytest.raises(WindowError, match="has minutes"):
         extend_window(windows[1].path, stored_rows(windows[0].path))

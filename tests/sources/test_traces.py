@@ -69,7 +69,7 @@ def test_a_range_is_when_requests_began(minutes, late_hours, expected):
     first, last = (BEGUN + timedelta(minutes=m) for m in minutes)
     store, late = open_store(STORE), timedelta(hours=late_hours)
     if expected is None:
-        with pytest.raises(NoTelemetryError, match="holds no data"):
+        with pytest.raises(NoTelemetryError, match="has no data"):
             traces_from_files(store, "vllm_traces", TimeRange(first, last), late=late)
         return
     found = traces_from_files(store, "vllm_traces", TimeRange(first, last), late=late)

@@ -143,7 +143,7 @@ def test_a_run_that_fails_leaves_the_window_as_it_was(tmp_path):
 
 def test_a_window_of_minutes_takes_no_samples(tmp_path):
     window = downsampled(tmp_path / "w")
-    with pytest.raises(WindowError, match="holds minutes"):
+    with pytest.raises(WindowError, match="has minutes"):
         extend_window(window, rows_at([20]))
     assert left_over(window) == []
 

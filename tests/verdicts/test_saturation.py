@@ -89,7 +89,7 @@ def test_a_fleet_with_an_unknown_engine_is_at_least_what_the_others_are():
     parts = {"a/0": Estimate.known(90, 100, 110, "held"), "b/0": Estimate.unknown("idle")}
     found = fleet_sum(parts)
     assert (found.low, found.mid, found.high) == (90, None, None)
-    assert found.reason == "capacity not reached on 1 of 2 engines (b/0): idle"
+    assert found.reason == "capacity was not reached on 1 of 2 engines (b/0): idle"
 
 
 @pytest.mark.parametrize(

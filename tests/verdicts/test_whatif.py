@@ -488,7 +488,7 @@ def test_a_light_published_pair_includes_the_scaled_estimate_unless_the_load_is_
             id="no sequence fits",
         ),
         pytest.param({"input_tokens": 50_000.0}, "exceed the context", id="too long a context"),
-        pytest.param({"gpus": 3}, "the 40 attention heads", id="3 GPUs"),
+        pytest.param({"gpus": 3}, "split evenly over 3 GPUs", id="3 GPUs"),
         pytest.param(
             {"llm": find_llm("Qwen3-0.6B"), "to_gpu": find_gpu("T4-PCIe"), "to_dtype": "fp8"},
             "no kernel before Ampere",

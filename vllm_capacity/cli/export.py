@@ -90,7 +90,7 @@ def _of_reports(path: Path, to: str, money: Currency) -> str | bytes | None:
         return None
     if typed := _typed_options(("to", "out", "currency", "argument", "window")):
         raise InputError(
-            f"{path} holds reports, whose prices and times are fixed: remove "
+            f"{path} contains reports, whose prices and times are fixed: remove "
             f"--{typed[0].replace('_', '-')}. For another price: `vllm-capacity reprice PAGE`."
         )
     made, notes = export_reports(read_reports(path), to, money)

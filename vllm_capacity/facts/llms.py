@@ -221,7 +221,7 @@ def kv_type_reason(kv_dtype: str) -> str:
     try:
         kv_scale(kv_dtype)
     except InputError:
-        return f"how much a KV cache of type {kv_dtype!r} holds is unknown"
+        return f"the size of a KV cache of type {kv_dtype!r} is unknown"
     return ""
 
 

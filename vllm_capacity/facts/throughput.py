@@ -98,7 +98,7 @@ class SiliconRow:
             workload=f"{self.isl:g} in / {self.osl:g} out, random",
             input_tokens=self.isl,
             output_tokens=self.osl,
-            load=f"{self.concurrency} clients held busy",
+            load=f"{self.concurrency} clients kept busy",
             clients=self.concurrency,
             output_tokens_per_second=self.output_tok_per_s,
             mean_ttft_ms=self.ttft_ms,

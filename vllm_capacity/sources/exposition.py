@@ -361,10 +361,10 @@ def provenance(rows: Rows | RowsInParts, *, kind: str, origin: str) -> dict[str,
 def require_serving_series(reader: ScrapeReader, origin: str) -> None:
     """NoTelemetryError unless the scrapes have a series of a known serving framework."""
     if reader.good + reader.failed == 0:
-        raise NoTelemetryError(f"{origin} holds no scrapes.")
+        raise NoTelemetryError(f"{origin} has no scrapes.")
     if not reader.buffer.has_serving_series():
         raise NoTelemetryError(
-            f"{origin} holds no vLLM series ({reader.good} good and {reader.failed} failed "
+            f"{origin} has no vLLM series ({reader.good} good and {reader.failed} failed "
             "scrapes). "
             "Check that the target is vLLM's /metrics and that --disable-log-stats is off."
         )

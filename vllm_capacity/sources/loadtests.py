@@ -90,7 +90,7 @@ def folder_points(folder: Path) -> pl.DataFrame:
             points += [p for found in _objects(path) for p in _points(found, path)]
     if not points:
         raise InputError(
-            f"{str(folder)!r} holds no JSON result of guidellm, vllm bench, aiperf or "
+            f"{str(folder)!r} has no JSON result of guidellm, vllm bench, aiperf or "
             "inference-perf; name the files, or a CSV of loads."
         )
     return _frame(points, folder)
@@ -115,7 +115,7 @@ def _result_files(folder: Path) -> list[Path]:
 def _frame(points: Sequence[Point], path: Path) -> pl.DataFrame:
     served = [point for point in points if point["output_tokens_per_second"]]
     if not served:
-        raise ParseError(f"{path} holds {len(points)} runs, none of which generated a token.")
+        raise ParseError(f"{path} has {len(points)} runs, none of which generated a token.")
     frame = pl.DataFrame(served, schema=POINT_SCHEMA)
     return frame.sort("running_requests", "output_tokens_per_second", nulls_last=True)
 
@@ -321,7 +321,7 @@ def _objects(path: Path) -> Iterator[Mapping[str, Any]]:
             raise ParseError(f"{path} is not JSON at character {at}: {error}.") from None
         for entry in found if isinstance(found, list) else [found]:
             if not isinstance(entry, dict):
-                raise ParseError(f"{path} holds {type(entry).__name__}, not an object.")
+                raise ParseError(f"{path} contains {type(entry).__name__}, not an object.")
             yield entry
 
 

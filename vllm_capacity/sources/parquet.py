@@ -92,12 +92,12 @@ def stream_files(
     if stream not in known:
         raise InputError(
             f"No stream {stream!r} in {store.root}. "
-            + (f"Streams there: {', '.join(known)}." if known else "It holds no stream at all.")
+            + (f"Streams there: {', '.join(known)}." if known else "It has no streams.")
         )
     files = _files(store, f"{store.root}/{stream}", _arrivals(time_range, late))
     if not files:
         raise NoTelemetryError(
-            f"Stream {stream!r} in {store.root} holds no data{_during(time_range)}."
+            f"Stream {stream!r} in {store.root} has no data{_during(time_range)}."
         )
     return files
 

@@ -207,7 +207,7 @@ def _survey(server: Parseable, stream: Stream, request: PullRequest) -> list[Row
     if not kept:
         asked = f"{iso(request.time_range.start)} to {iso(request.time_range.end)}"
         raise NoTelemetryError(
-            f"Stream {stream.name!r} at {server.address} holds no vLLM series sampled from "
+            f"Stream {stream.name!r} at {server.address} has no vLLM series sampled from "
             + asked
             + (f", but {len(found)} other families." if found else ", nor anything else.")
         )

@@ -119,7 +119,7 @@ def resolve(stream: str, types: Mapping[str, str]) -> StreamColumns:
     missing = [name for name in _REQUIRED if name not in types]
     if missing:
         raise SourceError(
-            f"Stream {stream!r} has no column {', '.join(missing)}: it does not hold OTel metrics "
+            f"Stream {stream!r} has no column {', '.join(missing)}: it has no OTel metrics "
             "as Parseable 2.2 or later stores them. Is it a stream of logs or traces? Does the "
             "collector send X-P-Log-Source: otel-metrics?"
         )

@@ -96,7 +96,7 @@ def _query(
     """The query for one row per request span; SourceError if the stream has no vLLM spans."""
     if "span_name" not in columns or _NUMBERS["e2e_seconds"] not in columns:
         raise SourceError(
-            f"Stream {stream!r} holds no vLLM request spans. Start vLLM with "
+            f"Stream {stream!r} has no vLLM request spans. Start vLLM with "
             "--otlp-traces-endpoint, and send its spans with X-P-Log-Source: otel-traces."
         )
     start = f"cast(round(date_part('epoch', {_START}) * 1000) as bigint)"

@@ -55,7 +55,7 @@ def extend_window(path: Path, late: Rows) -> list[str]:
         held = read_manifest(path, connection, verify=True)
         if "minute" in (held.provenance["grain"], held.provenance.get("counters")):
             raise WindowError(
-                f"{path} holds minutes, not samples, so nothing can be added to it. Pull it again "
+                f"{path} has minutes, not samples, so nothing can be added to it. Pull it again "
                 "instead."
             )
         held = _as_listed(held, folder)

@@ -360,7 +360,7 @@ def _known_window(path: Path) -> KnownWindow:
     except WindowError as error:
         return KnownWindow(path.name, path, problem=str(error))
     except ValueError:  # without rows there is no extent
-        return KnownWindow(path.name, path, problem=f"The window {path} holds no rows.")
+        return KnownWindow(path.name, path, problem=f"The window {path} has no rows.")
     size = sum(file.bytes for file in window.manifest.files)
     return KnownWindow(
         path.name,

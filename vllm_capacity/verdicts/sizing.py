@@ -92,7 +92,7 @@ def percentile_demand(rates: Sequence[float | None], quantile: float) -> Estimat
     places = [quantile * count - spread, quantile * count, quantile * count + spread]
     low, mid, high = (seen[min(max(math.ceil(place) - 1, 0), count - 1)] for place in places)
     beyond = places[2] > count
-    basis = f"p{100 * quantile:g} of {count} steps" + (
+    basis = f"p{100 * quantile:g} of {count:,} steps" + (
         "; too few for its upper end, so the highest observed value is used" if beyond else ""
     )
     return Estimate.known(low, mid, high, basis)

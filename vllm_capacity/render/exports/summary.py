@@ -59,7 +59,7 @@ def _figures(analysis: Analysis, currency: Currency) -> list[str]:
             "",
         ),
         ("Bill", currency.of(found.cost.total), money, ""),
-        ("Of it for idle time", currency.of(found.cost.idle_usd), money, ""),
+        ("Idle cost", currency.of(found.cost.idle_usd), money, ""),
         ("Utilization", found.cost.utilization, percent, ""),
         ("Headroom", found.saturation.headroom_ratio, percent, ""),
         ("Capacity", found.saturation.capacity, number, " output tokens/s"),

@@ -108,7 +108,7 @@ def _unseen(change: Change) -> str:
         return ""
     if least >= 1:
         return "too little data to detect even a doubling"
-    return f"with this little data, a change under {percent(least)} could go undetected"
+    return f"a change under {percent(least)} could go undetected"
 
 
 def _percent(ratio: float) -> str:

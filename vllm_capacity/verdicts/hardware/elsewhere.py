@@ -237,18 +237,18 @@ def within_targets(loads: Sequence[SloLoad]) -> tuple[float, bool] | None:
     if not ordered or ordered[0].worst > 1:
         return None
     best = ordered[0].output_tokens_per_second
-    for held, missed in pairwise(ordered):
-        best = max(best, held.output_tokens_per_second)
+    for met, missed in pairwise(ordered):
+        best = max(best, met.output_tokens_per_second)
         if missed.worst > 1:
-            span = math.log(missed.worst / held.worst)
-            share = -math.log(held.worst) / span if span > 0 else 0.0
-            return max(best, _between(held, missed, share)), True
+            span = math.log(missed.worst / met.worst)
+            share = -math.log(met.worst) / span if span > 0 else 0.0
+            return max(best, _between(met, missed, share)), True
     return max(best, ordered[-1].output_tokens_per_second), False
 
 
-def _between(held: SloLoad, missed: SloLoad, share: float) -> float:
+def _between(met: SloLoad, missed: SloLoad, share: float) -> float:
     """The rate at that share of the way from a load to the next; its own if one gives nothing."""
-    here, there = held.output_tokens_per_second, missed.output_tokens_per_second
+    here, there = met.output_tokens_per_second, missed.output_tokens_per_second
     if min(here, there) <= 0:
         return here
     return math.exp((1 - share) * math.log(here) + share * math.log(there))

@@ -220,7 +220,7 @@ class Rates:
 
     `peer` is the GPU whose tables stand in for one without any, empty if it has its own. `lent`:
     products of that weight type were never timed on it. `is_timed`: every kernel was timed on that
-    chip, or on its other form factor, or its rate was fitted to published runs. `is_borne_out`:
+    chip, or on its other form factor, or its rate was fitted to published runs. `is_validated`:
     runs of that weight type on its architecture contributed to the rate.
     """
 
@@ -228,7 +228,7 @@ class Rates:
     peer: str
     lent: bool
     is_timed: bool
-    is_borne_out: bool
+    is_validated: bool
 
 
 WEIGHT_ONLY = "H100-80GB-SXM"
@@ -286,14 +286,14 @@ def rates(machine: Machine, llm: Llm, dtype: str, calibration: Calibration) -> R
         chosen["prefill_attention"] = _calibrated(chosen["prefill_attention"], calibration, slow)
     product = ("experts", dtype) if llm.is_moe else ("dense", plain)
     is_lent = dense_lent or (llm.is_moe and experts_lent)
-    is_borne_out = (gpu.family, *product) in calibration.factors
+    is_validated = (gpu.family, *product) in calibration.factors
     own = peer.name == gpu.name
     return Rates(
         Kernels(**chosen),
         "" if own else peer.name,
         is_lent,
-        is_timed=(is_borne_out or not is_lent) and peer.gpu == gpu.gpu,
-        is_borne_out=is_borne_out,
+        is_timed=(is_validated or not is_lent) and peer.gpu == gpu.gpu,
+        is_validated=is_validated,
     )
 
 

@@ -148,7 +148,7 @@ def sheet_share(one: Side, other: Side) -> float:
         return UNTIMED_SHEET_SHARE
     here, there = one.rates, other.rates
     is_one = one.machine.gpu.family == other.machine.gpu.family
-    is_sure = is_one or (here.is_borne_out and there.is_borne_out)
+    is_sure = is_one or (here.is_validated and there.is_validated)
     return 0.0 if here.is_timed and there.is_timed and is_sure else SHEET_SHARE
 
 

@@ -54,10 +54,10 @@ The silicon sweeps on which the band is calibrated gave 0.73 to 1.11 of it.
 PRODUCTION_HALF_WIDTH = 0.15
 """What a server in production adds to half the band, in logarithms (the root of the squares' sum).
 
-The silicon sweeps are from one laboratory, with clients held busy. Of six steps of another one from
-a light open load to saturation (`data/published_throughput.csv`) the band held three without it and
-holds five with it. Of 22 intervals of servers simulated by another law 17 held without it, of 19 of
-other servers 17 with it.
+The silicon sweeps are from one laboratory, with clients kept busy. Of six steps of another one from
+a light open load to saturation (`data/published_throughput.csv`), the band contained three without
+this and contains five with it. Of 22 intervals of servers simulated by another law, 17 held without
+it; of 19 of other servers, 17 with it.
 """
 UNTIMED_HALF_WIDTH, UNTIMED_SHARE = 0.35, 0.9
 """The same for GPUs on which no kernel of the weight type was timed, and their share of the rate.
@@ -179,10 +179,10 @@ class Heaviest:
         return Estimate(found.low, None, None, found.basis, reason, found.kind, found.confidence)
 
 
-def heaviest(fit: SaturationFit, setup: Setup | str, held: Estimate, ask: Ask) -> Heaviest | str:
+def heaviest(fit: SaturationFit, setup: Setup | str, known: Estimate, ask: Ask) -> Heaviest | str:
     """One engine under the heaviest load that the calculation covers; text: why there is no result.
 
-    `held` is the known capacity: the result is raised to its low end, and not shown if its own
+    `known` is the known capacity: the result is raised to its low end, and not shown if its own
     middle is below that. A `setup` that is text is the reason why there is none.
     """
     if isinstance(setup, str):
@@ -200,7 +200,7 @@ def heaviest(fit: SaturationFit, setup: Setup | str, held: Estimate, ask: Ask) -
     except InputError as refused:
         return str(refused)
     is_timed = not _is_lent(question)
-    output = _no_less(in_production(found.output_tokens_per_second, is_timed=is_timed), held)
+    output = _no_less(in_production(found.output_tokens_per_second, is_timed=is_timed), known)
     if not output.is_known:
         return output.reason
     *rest, words = output.basis
@@ -215,11 +215,11 @@ def heaviest(fit: SaturationFit, setup: Setup | str, held: Estimate, ask: Ask) -
 
 
 def heaviest_within(
-    fit: SaturationFit, setup: Setup, full: Heaviest, slo: Slo, held: Estimate
+    fit: SaturationFit, setup: Setup, full: Heaviest, slo: Slo, known: Estimate
 ) -> Heaviest | str:
     """The same within latency targets; text: why there is no result.
 
-    `held` is the known throughput within them: the result is raised to its low end, and not shown
+    `known` is the known throughput within them: the result is raised to its low end, and not shown
     if its own middle is below that.
     """
     question = full.question
@@ -240,7 +240,7 @@ def heaviest_within(
     )
     if found is None:
         return f"even the light load missed the targets: {seen.worst:.2g} × the nearest one"
-    output = _no_less(found.output_tokens_per_second, held)
+    output = _no_less(found.output_tokens_per_second, known)
     if output.is_unknown:
         return output.reason
     output = output.capped(full.capacity)
@@ -259,7 +259,7 @@ def in_production(found: Estimate, *, is_timed: bool = True) -> Estimate:
 def _unlike(question: Question) -> str:
     """Why the calculation does not apply to a server with that light load; empty if it does."""
     found, gpu = _sides(question), question.from_gpu.label
-    if all(each.rates.lent and not each.rates.is_borne_out for each in found):
+    if all(each.rates.lent and not each.rates.is_validated for each in found):
         return f"no {question.dtype} kernels were timed on {gpu}, so nothing validates an estimate"
     rate = question.output_tokens_per_second
     ratio = min((rate / each.rate for each in found), key=lambda each: abs(math.log(each)))
@@ -287,9 +287,9 @@ def _sides(question: Question) -> list[Side]:
     ]
 
 
-def _no_less(found: Estimate, held: Estimate) -> Estimate:
+def _no_less(found: Estimate, known: Estimate) -> Estimate:
     """The calculated figure, its low end raised to the known one; unknown if it is below that."""
-    least = held.low
+    least = known.low
     if least is None or found.low is None:
         return found
     if found.mid is not None and found.mid < least:

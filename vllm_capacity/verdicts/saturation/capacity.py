@@ -226,7 +226,7 @@ def _scatter(running_seconds: Floats, tokens: Floats, which: Mask) -> float:
 _KV_LOAD_WIDTH = 0.15
 _LEAST_TELLING = 8.0
 _FULL_MINUTE = 0.9
-NOT_REACHED = "capacity not reached on {}"
+NOT_REACHED = "capacity was not reached on {}"
 """The start of the reason if not every engine's capacity is known."""
 _MOST_SOURCES = 3
 
@@ -281,9 +281,9 @@ def steady(steps: EngineSteps) -> Estimate:
     """Unknown because the load was steady: which load it was, and what load is needed."""
     most = highest(steps.running)
     return Estimate.unknown(
-        "the load was steady: the request rate varied no more than by chance, and at most "
-        f"{most:,.1f} requests ran at once. To find the limit, run different loads, one of them "
-        "until requests queue"
+        "the load was steady (the request rate varied no more than by chance), with at most "
+        f"{most:,.1f} requests running at once. To find the limit, run different loads, one of "
+        "them until requests queue"
     )
 
 

@@ -106,7 +106,7 @@ def slo_throughput(
     if parts is None:
         parts = throughputs(fits, slo, lent_by=lent_by or {}, capacities=capacities or {})
     return fleet_sum(
-        parts, presence=presence, lacking="throughput within the targets not known on {} engines"
+        parts, presence=presence, lacking="throughput within the targets is not known on {} engines"
     )
 
 
