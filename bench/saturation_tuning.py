@@ -283,14 +283,14 @@ def main() -> None:
     for by in CUTS:
         for kind, own in kinds.items():
             if found := list(cases(own, by=(by,))):
-                _tell(f"in use, cut by {by}, {kind}", found)
+                _print_summary(f"in use, cut by {by}, {kind}", found)
     if attempts:
         rng = random.Random(0)
         tried = [PRIOR, *(variant(rng) for _ in range(attempts))]
-        _tell("each source left out of the search, cut by load", unseen(sweeps, tried))
+        _print_summary("each source left out of the search, cut by load", unseen(sweeps, tried))
 
 
-def _tell(label: str, found: Sequence[Case]) -> None:
+def _print_summary(label: str, found: Sequence[Case]) -> None:
     print(f"  {label}:", ", ".join(f"{k} {v:.3g}" for k, v in summary(found).items()))
 
 

@@ -7,7 +7,7 @@ POD = {"namespace": "team-a", "pod": "vllm-0", "note": 'say "}"'}
 
 
 @pytest.mark.parametrize(
-    ("text", "bare", "holds"),
+    ("text", "bare", "matches"),
     [
         pytest.param('{namespace="team-a"}', 'namespace="team-a"', True, id="as written"),
         pytest.param('namespace="team-a"', 'namespace="team-a"', True, id="bare"),
@@ -26,9 +26,9 @@ POD = {"namespace": "team-a", "pod": "vllm-0", "note": 'say "}"'}
         pytest.param('{note="say \\"}\\""}', 'note="say \\"}\\""', True, id="quotes in a value"),
     ],
 )
-def test_label_matchers_are_read_as_prometheus_reads_them(text, bare, holds):
+def test_label_matchers_are_read_as_prometheus_reads_them(text, bare, matches):
     found = selector(text)
-    assert (found.bare, found.holds(POD)) == (bare, holds)
+    assert (found.bare, found.matches(POD)) == (bare, matches)
 
 
 @pytest.mark.parametrize(

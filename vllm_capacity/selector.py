@@ -24,12 +24,12 @@ class Selector:
     def __str__(self) -> str:
         return f"{{{self.bare}}}"
 
-    def holds(self, labels: Mapping[str, str]) -> bool:
+    def matches(self, labels: Mapping[str, str]) -> bool:
         """Whether these labels match; a missing label counts as empty, as in Prometheus."""
-        return all(_holds(labels.get(name, ""), how, value) for name, how, value in self.matchers)
+        return all(_matches(labels.get(name, ""), how, value) for name, how, value in self.matchers)
 
 
-def _holds(label: str, how: str, value: str) -> bool:
+def _matches(label: str, how: str, value: str) -> bool:
     found = re.fullmatch(value, label) is not None if how.endswith("~") else label == value
     return found is not how.startswith("!")
 

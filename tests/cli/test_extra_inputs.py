@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_capacity.cli.options.extra_inputs import ExtraInputs, says_more
+from vllm_capacity.cli.options.extra_inputs import ExtraInputs, has_new_rows
 from vllm_capacity.cli.options.settings import InvoiceSettings, UsageSettings
 from vllm_capacity.timerange import TimeRange
 
@@ -88,7 +88,7 @@ def test_a_day_is_made_again_only_if_its_own_inputs_changed(folder, row, is_of_t
     before = extra(folder, "spend-*.csv").of_day(DAY, WHOLE).digest
     logged(folder / "spend-late.csv", row)
     after = extra(folder, "spend-*.csv").of_day(DAY, WHOLE).digest
-    assert says_more(after, before) is is_of_the_day
+    assert has_new_rows(after, before) is is_of_the_day
 
 
 def test_charges_of_the_day_before_are_not_this_ones(folder):
@@ -104,8 +104,8 @@ def test_a_rotated_log_removes_no_page(folder):
     (folder / "spend-2026-11-27.csv").unlink()
     after = extra(folder, "spend-*.csv").of_day(DAY, WHOLE).digest
     assert after == ""
-    assert not says_more(after, before)
-    assert not says_more(before, before)
+    assert not has_new_rows(after, before)
+    assert not has_new_rows(before, before)
 
 
 def test_the_order_of_rows_makes_no_difference_to_the_store(folder):

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from tests.standin.exports import counter, export
 from tests.standin.server import RECORDED, Standin, User
 from vllm_capacity.cli import cli
-from vllm_capacity.cli.pull import asked_range
+from vllm_capacity.cli.pull import requested_range
 from vllm_capacity.errors import InputError
 from vllm_capacity.live.access import read_settings
 from vllm_capacity.timerange import parse_instant
@@ -171,5 +171,5 @@ def test_the_environment_wins_over_the_profile(profile):
 
 
 def test_the_last_hour_ends_now():
-    time_range = asked_range(None, None, "1h", now=NOW)
+    time_range = requested_range(None, None, "1h", now=NOW)
     assert (time_range.end, time_range.seconds) == (NOW, 3600)

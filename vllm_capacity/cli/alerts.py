@@ -87,12 +87,12 @@ def alerts(
         from vllm_capacity.render.terminal import alerts_text
 
         click.echo(alerts_text(found, width=columns()), nl=False)
-    _tell(wanted, found, opened, labels, to)
+    _send(wanted, found, opened, labels, to)
     if any(one.state == "fired" for one in found):
         sys.exit(1)
 
 
-def _tell(
+def _send(
     wanted: AlertSettings,
     found: list[Alert],
     window: Window,

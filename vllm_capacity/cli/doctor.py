@@ -154,7 +154,7 @@ def doctor(
             collector_config=config,
             answer=_answer(window, usd_per_hour) if window else None,
         )
-    _tell(diagnosis(evidence), as_json=as_json)
+    _print_findings(diagnosis(evidence), as_json=as_json)
 
 
 def _answer(window: str, usd_per_hour: float | None) -> Answer:
@@ -167,7 +167,7 @@ def _answer(window: str, usd_per_hour: float | None) -> Answer:
     return Analysis.of(open_window(window), assumptions=assumed).answer
 
 
-def _tell(findings: list[CheckResult], *, as_json: bool) -> None:
+def _print_findings(findings: list[CheckResult], *, as_json: bool) -> None:
     broken = first_broken(findings)
     if as_json:
         click.echo(json.dumps([finding.as_dict() for finding in findings], indent=2))

@@ -12,7 +12,7 @@ from datetime import date, datetime, timedelta
 from pathlib import Path
 
 from vllm_capacity.cli.options.against import earlier_day, is_duration, later_days
-from vllm_capacity.cli.options.extra_inputs import ExtraInputs, Inputs, says_more
+from vllm_capacity.cli.options.extra_inputs import ExtraInputs, Inputs, has_new_rows
 from vllm_capacity.cli.options.settings import DaySettings, SourceSettings
 from vllm_capacity.errors import CapacityError, InputError, NoTelemetryError, SourceError
 from vllm_capacity.live.days import DayStore, Outcome, Reach, Source, day_store
@@ -162,7 +162,7 @@ def _report_changed_inputs(order: Night, store: DayStore) -> None:
     for day, known in list(store.days.items()):
         if not (known.is_reported and store.path(day).is_dir()):
             continue
-        if says_more(order.inputs(store, day).digest, known.inputs):
+        if has_new_rows(order.inputs(store, day).digest, known.inputs):
             store.report_again(day)
 
 

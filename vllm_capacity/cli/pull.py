@@ -59,7 +59,7 @@ def pull(
     now = datetime.now(UTC)
     source = taken(SourceSettings, given)
     order = source.pull_order(
-        asked_range(start, end, duration, now=now),
+        requested_range(start, end, duration, now=now),
         timedelta(seconds=parse_duration_seconds(late)),
         is_full=source.is_full,
     )
@@ -70,7 +70,7 @@ def pull(
     click.echo(str(target))
 
 
-def asked_range(
+def requested_range(
     start: str | None, end: str | None, duration: str | None, *, now: datetime
 ) -> TimeRange | None:
     """The range given by the options, None if they give none; InputError if they disagree."""

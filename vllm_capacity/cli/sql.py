@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vllm_capacity.cli.options import FILE, bounded, stream_name
-from vllm_capacity.cli.pull import asked_range
+from vllm_capacity.cli.pull import requested_range
 from vllm_capacity.errors import InputError
 from vllm_capacity.live.access import is_server, read_settings
 from vllm_capacity.live.pull import parseable_client
@@ -101,7 +101,7 @@ def traces(
     origin = origin or settings.get("url")
     if not origin:
         raise InputError("Give the source with --from: a URL, a folder, or s3://…")
-    time_range = asked_range(start, end, duration, now=datetime.now(UTC))
+    time_range = requested_range(start, end, duration, now=datetime.now(UTC))
     delay = timedelta(seconds=parse_duration_seconds(late))
     found = _traces(origin, stream, time_range, delay, settings)
     if window is not None:

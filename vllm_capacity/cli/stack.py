@@ -129,7 +129,7 @@ def init(
         for line in [*done, f"folder {targets}: for vllm*.yaml, dcgm*.yaml, node*.yaml"]:
             click.echo(line)
         if renew:
-            _tell_renewed(secrets)
+            _explain_renewed(secrets)
             looks = math.ceil(wait / _LOOK_SECONDS)
             click.echo(
                 writing_goes_on(
@@ -138,7 +138,7 @@ def init(
             )
 
 
-def _tell_renewed(secrets: Path) -> None:
+def _explain_renewed(secrets: Path) -> None:
     click.echo(
         f"The Collector reads {secrets / INGEST_SECRET} only when it starts: restart it now "
         "(docker compose -f compose-otel.yml restart collector). What it sends with the old "

@@ -130,7 +130,7 @@ def watch(
                 "--to saves scrapes; to save a Prometheus' samples, use vllm-capacity pull."
             )
         _refuse_labels(own, "a Prometheus")
-        source = _asking(one, match, seconds)
+        source = _from_prometheus(one, match, seconds)
     elif match is not None:
         raise InputError(f"--match is for a Prometheus, which {', '.join(urls) or listed} is not.")
     elif journal is not None:
@@ -152,7 +152,7 @@ def watch(
         if address is not None:
             with _served(looked_at, address, assumptions_of(given), pause):
                 while not stop.wait(pause):
-                    screen.tell_silent()
+                    screen.report_silent()
             return
         if once:
             _wait_until_answered(looked_at, stop)
@@ -191,7 +191,7 @@ def _served(
 
 
 @contextmanager
-def _asking(
+def _from_prometheus(
     url: str, match: str | None, seconds: float
 ) -> Iterator[tuple[FromPrometheus, threading.Event]]:
     """A Prometheus, queried each time the screen is refreshed."""
@@ -324,7 +324,7 @@ class _Screen:
         """Show the engines repeatedly: in place on a terminal, one after another in a pipe."""
         if self._as_json or not sys.stdout.isatty():
             while not stop.wait(seconds):
-                self.tell_silent()
+                self.report_silent()
                 text = self._text()
                 if text is not None:
                     click.echo(text)
@@ -365,7 +365,7 @@ class _Screen:
 
         return silence(self._recent.silent) or "Waiting for the second scrape."
 
-    def tell_silent(self) -> None:
+    def report_silent(self) -> None:
         """Print servers that do not respond on stderr, each cause once."""
         for instance, why in self._recent.silent.items():
             line = f"vllm-capacity: {instance}: {why}"

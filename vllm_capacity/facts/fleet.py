@@ -90,7 +90,7 @@ def of_targets(rules: Sequence[Rule], labels: Mapping[str, Mapping[str, str]]) -
         if rule.only is None
         else replace(
             rule,
-            instances=frozenset(name for name, own in labels.items() if rule.only.holds(own)),
+            instances=frozenset(name for name, own in labels.items() if rule.only.matches(own)),
         )
         for rule in rules
     )

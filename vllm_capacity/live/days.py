@@ -210,7 +210,7 @@ class DayStore:
         if not there.exists():
             coming.rename(there)
             return Outcome.NEW
-        if not _says_more(coming, there):
+        if not _replaces(coming, there):
             return Outcome.SAME
         with alone(there) as is_unread:
             if not is_unread:
@@ -309,7 +309,7 @@ def _removed(window: Path) -> bool:
     return not window.exists()
 
 
-def _says_more(new: Path, old: Path) -> bool:
+def _replaces(new: Path, old: Path) -> bool:
     """Whether a new window replaces the old: other rows or another end, but not fewer rows."""
     with duckdb.connect() as connection:
         came = read_manifest(new, connection)

@@ -141,7 +141,7 @@ def _inside(rows: pl.DataFrame, time_range: TimeRange) -> pl.DataFrame:
     return rows.filter(start < pl.lit(time_range.end), (end > first) | is_instant)
 
 
-def says_more(new: str, old: str) -> bool:
+def has_new_rows(new: str, old: str) -> bool:
     """Whether a digest has other rows than before and not fewer, since logs are rotated away."""
     return new != old and _rows_of(new) >= _rows_of(old)
 

@@ -84,7 +84,7 @@ def load_axis(name: str) -> LoadAxis:
 class LoadState:
     """The meaning of a point's color and shape: whether a condition held in its step."""
 
-    holds: pl.Expr
+    is_true: pl.Expr
     no: str
     yes: str
     color: str
@@ -92,7 +92,7 @@ class LoadState:
     @property
     def name(self) -> pl.Expr:
         """The state's name in each row."""
-        return pl.when(self.holds).then(pl.lit(self.yes)).otherwise(pl.lit(self.no))
+        return pl.when(self.is_true).then(pl.lit(self.yes)).otherwise(pl.lit(self.no))
 
     @property
     def colors(self) -> dict[str, str]:

@@ -32,7 +32,7 @@ NEAR = 1.5
 
 @dataclass(frozen=True, repr=False)
 class Case(Figures):
-    """A published pair of runs and its distance from a question; `words` describe it.
+    """A published pair of runs and its distance from a question; `description` is its text.
 
     `distance` is 0 for the same setup. Added to it: another GPU 0.5 (of another architecture 1.5);
     another model 0.3; dense instead of a mixture of experts or vice versa 0.7; another weight type
@@ -53,7 +53,7 @@ class Case(Figures):
     source: str
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         """The case with its figures, its distance and its source."""
         return (
             f"the nearest published case (distance {self.distance:.1f}) is {self.model} "

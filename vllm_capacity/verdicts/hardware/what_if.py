@@ -618,7 +618,7 @@ class _Asking:
                 "cached, or was the setup different?"
             )
         if self.nearest is not None:
-            yield f"rated {self.label}: {self.nearest.words}"
+            yield f"rated {self.label}: {self.nearest.description}"
 
     def _explained_words(self, one: Side) -> Iterator[str]:
         measured = 1 / self.question.output_tokens_per_second
