@@ -96,7 +96,7 @@ def test_twice_the_demand_needs_more(modest):
 
 def test_half_an_hour_is_too_short_to_forecast(modest):
     assert modest["forecast"]["forecast"] is None
-    assert "short" in modest["forecast"]["reason"]
+    assert "at least 24 h are needed" in modest["forecast"]["reason"]
 
 
 def test_without_the_gpu_no_other_can_be_compared(modest):
