@@ -171,7 +171,7 @@ def test_the_command_shows_the_slowest_and_the_shares():
     assert done.exit_code == 0, done.output
     assert "The 3 slowest of 26 requests" in done.output
     assert "22.64" in done.output
-    assert "81.5%" in done.output
+    assert "81.5 %" in done.output
 
 
 def test_the_command_refuses_a_window_of_another_time(tmp_path):
