@@ -6,9 +6,16 @@ from pathlib import Path
 import click
 import command_line
 import pytest
+from click.testing import CliRunner
 
 from vllm_capacity.cli.config import settings_text
-from vllm_capacity.cli.options.settings import SECTIONS, SourceSettings, setting_options, taken
+from vllm_capacity.cli.options.settings import (
+    SECTIONS,
+    AlertSettings,
+    SourceSettings,
+    setting_options,
+    taken,
+)
 from vllm_capacity.cli.options.settings_file import read_settings_file
 
 USER = "[price]\nusd_per_hour = 2.0\n[slo]\nttft_p95_seconds = 1.5\n"
@@ -112,6 +119,21 @@ def test_a_source_comes_from_the_file_or_the_command_line(words, origin, stream,
     of_file = {"origin": "http://a", "stream": "s"}
     command.main(words, standalone_mode=False, default_map=of_file)
     assert seen == [SourceSettings(origin, stream, is_full)]
+
+
+@pytest.mark.parametrize("option", ["--sent", "--told"])
+def test_a_former_option_and_its_key_still_work(option, tmp_path):
+    @click.command()
+    @setting_options(AlertSettings)
+    def verb(**given):
+        click.echo(taken(AlertSettings, given).sent)
+
+    found = CliRunner().invoke(verb, [option, "record.json"])
+    assert found.output == "record.json\n"
+    path = tmp_path / "settings.toml"
+    path.write_text(f"[alerts]\n{option.removeprefix('--')} = 'record.json'\n")
+    read = read_settings_file(path)
+    assert (read.values, read.problems) == ({"sent": tmp_path / "record.json"}, ())
 
 
 def test_a_broken_file_only_stops_what_reads_it(run):

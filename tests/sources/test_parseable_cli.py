@@ -95,6 +95,7 @@ def test_a_pull_with_the_settings_of_the_environment(tmp_path, url):
     [
         pytest.param((), "scrape", id="a short range is pulled whole"),
         pytest.param(("--downsampled",), "minute", id="downsampled on request"),
+        pytest.param(("--thinned",), "minute", id="by the former name of the option"),
     ],
 )
 def test_the_resolution(tmp_path, profile, options, grain):

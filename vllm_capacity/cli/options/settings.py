@@ -32,11 +32,18 @@ def _about(
     help: str,
     *,
     key: str = "",
+    former: str = "",
     check: Callable[[Any], object] | None = None,
     **click_arguments: Any,  # noqa: ANN401  what click.option takes
 ) -> dict[str, Any]:
-    """A field's metadata: option, help, and its key if that is not its name."""
-    return {"option": option, "help": help, "key": key, "check": check, "click": click_arguments}
+    """A field's metadata: option, help, its key if that is not its name, and its `former` option.
+
+    Former options, and keys of the same name, still work.
+    """
+    return {
+        **{"option": option, "former": former, "help": help, "key": key, "check": check},
+        "click": click_arguments,
+    }
 
 
 def _check_price(words: str) -> None:
@@ -145,6 +152,7 @@ class SourceSettings:
             "--full/--downsampled",
             "Pull every sample, or, from 3 h on, only one state of each counter per minute.",
             key="full",
+            former=" /--thinned",  # the blank: without it click would split at a semicolon
         ),
     )
     profile: Path | None = field(
@@ -498,6 +506,7 @@ class AlertSettings:
         metadata=_about(
             "--sent",
             "File that records what --notify sent, so that nothing is sent twice.",
+            former="--told",
             show_default=True,
             type=click.Path(dir_okay=False, path_type=Path),
             callback=local_path,
@@ -577,7 +586,8 @@ def _option(section: type, one: Field[Any]) -> Callable[[_Verb], _Verb]:
     arguments: dict[str, Any] = {"default": one.default, "help": known["help"]}
     if is_number(section, one):
         arguments |= {"type": float, "callback": bounded}
-    return click.option(known["option"], one.name, **arguments, **known.get("click", {}))
+    names = [name for name in (known["option"], known.get("former")) if name]
+    return click.option(*names, one.name, **arguments, **known.get("click", {}))
 
 
 def is_number(section: type, one: Field[Any]) -> bool:

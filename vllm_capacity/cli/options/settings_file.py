@@ -95,13 +95,15 @@ def _read(
             continue
         section = SECTIONS[table]
         by_key = {_key(one): one for one in fields(section)}
+        former = {name: one for one in fields(section) if (name := _former_key(one))}
         for key, value in body.items():
             name = f"{table}.{key}"
-            if key not in by_key:
+            one = by_key.get(key) or former.get(key)
+            if one is None:
                 yield name, _unknown("key", key, list(by_key))
                 continue
             try:
-                values[by_key[key].name] = _value(section, by_key[key], value, folder, deep=deep)
+                values[one.name] = _value(section, one, value, folder, deep=deep)
             except (InputError, click.BadParameter, msgspec.ValidationError) as error:
                 yield name, f"{name}: {_message(error)}"
     ways = [way for way in PRICES if way in values]
@@ -148,6 +150,11 @@ def _plainer(message: str) -> str:
 
 def _key(one: Field[Any]) -> str:
     return one.metadata.get("key") or one.name
+
+
+def _former_key(one: Field[Any]) -> str:
+    former = str(one.metadata.get("former", ""))
+    return former[2:] if former.startswith("--") else ""
 
 
 def _unknown(kind: str, name: str, known: list[str]) -> str:
