@@ -29,6 +29,7 @@ RUN_ALL = """
 }
 """
 OUTPUTS = ".jp-OutputArea-output"
+EVERY_MS = 200  # asked at every frame, as is the default, a page draws frames while cells run
 DRAWN = f"""
 () => [...document.querySelectorAll("{OUTPUTS} svg.marks")].map(svg => ({{
   width: svg.getBoundingClientRect().width,
@@ -74,13 +75,13 @@ def ran(lab, chromium, request) -> Ran:
     page.on("request", lambda request: asked.append(request.url))
     context.route(OUTSIDE, lambda route: route.abort())
     page.goto(lab.address(request.param))
-    page.wait_for_function(IS_OPEN, timeout=120_000)
+    page.wait_for_function(IS_OPEN, timeout=120_000, polling=EVERY_MS)
     page.evaluate(RUN_ALL)
-    page.wait_for_function("() => window.ranCells", timeout=240_000)
+    page.wait_for_function("() => window.ranCells", timeout=240_000, polling=EVERY_MS)
     found.cells = page.evaluate("() => window.ranCells")
     charts = len(found.outputs(LAB_MIME))
     drawn = f"() => document.querySelectorAll('{OUTPUTS} svg.marks').length >= {charts}"
-    page.wait_for_function(drawn, timeout=60_000)
+    page.wait_for_function(drawn, timeout=60_000, polling=EVERY_MS)
     page.wait_for_timeout(1000)  # what Lab typesets, it typesets after drawing
     found.drawn, found.maths = page.evaluate(DRAWN), page.evaluate(MATHS)
     context.close()
