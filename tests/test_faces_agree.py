@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,11 @@ from made_fleet import REPLACED_AT, SECONDS, lopsided, made_fleet
 import vllm_capacity as vc
 from tests.truth_server.fleets import Fleet, Kept, write
 from vllm_capacity.analysis import Analysis
-from vllm_capacity.assumptions import Assumptions, pricing
 from vllm_capacity.cli import cli
 from vllm_capacity.record import plain
 from vllm_capacity.render.report.metadata import Metadata, SummaryLine, Tiles, page_metadata
 from vllm_capacity.render.report.page import index_html, page_html
 from vllm_capacity.render.sections.header import tiles, tiles_of
-from vllm_capacity.telemetry.window import open_window
 
 TWO_MODELS, BORROWING = (0, 1), "borrowing"
 SEEDS = (*TWO_MODELS, BORROWING)
@@ -42,6 +41,11 @@ class Faces:
     path: Path
     kept: dict[str, Kept]
     answers: dict[tuple[str, ...], dict[str, Any]] = field(default_factory=dict)
+
+    @cached_property
+    def analysis(self) -> Analysis:
+        """The analysis that a notebook makes of the window."""
+        return vc.open(self.path).analyze(price=2.0)
 
     def said(self, *verb: str) -> dict[str, Any]:
         if verb not in self.answers:
@@ -148,7 +152,7 @@ def test_idle_replicas_use_peers_in_every_output(faces):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_notebook_says_what_the_command_line_says(faces, seed):
     one = faces(seed)
-    analysis = vc.open(one.path).analyze(price=2.0)
+    analysis = one.analysis
     assert plain(analysis.answer.cost) == one.said("figures")["cost"]
     assert plain(analysis.answer.saturation) == one.said("figures")["saturation"]
     assert plain(analysis.surplus()) == one.said("cost")["surplus"]
@@ -163,8 +167,7 @@ def test_a_notebook_says_what_the_command_line_says(faces, seed):
 def test_a_page_and_the_index_show_what_figures_says(faces, seed, tmp_path):
     one = faces(seed)
     said = one.said("figures")
-    analysis = Analysis.of(open_window(one.path), assumptions=Assumptions(pricing(2.0)))
-    metadata = Metadata(SummaryLine("made"), title="made", tiles=tiles_of(analysis.answer))
+    metadata = Metadata(SummaryLine("made"), title="made", tiles=tiles_of(one.analysis.answer))
     page = tmp_path / "made.html"
     page.write_text(
         page_html(title="made", sections=[], runtime="", metadata=metadata, command="", made="")

@@ -42,7 +42,7 @@ def promtool(*words):
 def rules(tmp_path):
     path = tmp_path / "rules.yml"
     slo = Slo(ttft_p95_seconds=2.0)
-    alerts = with_thresholds({"cost": 3.0, "idle-cost": 20.0}, below={"headroom": 0.2})
+    alerts = with_thresholds({"cost": 3.0, "idle-cost": 10.0}, below={"headroom": 0.2})
     capacity = {ANY_MODEL: Estimate.known(90, 100, 110)}
     path.write_text(rules_yaml(alerts, slo=slo, usd_per_gpu_hour=2.0, capacities=capacity))
     return path
@@ -64,7 +64,7 @@ def test_alerts_are_those_of_the_command_with_their_thresholds(rules):
         *("ttft-burn-1h", "ttft-burn-6h", "cost", "cost-without-tokens", "idle-cost", "headroom"),
         "ttft-target",
     ]
-    for rule in with_thresholds({"cost": 3.0, "idle-cost": 20.0}, below={"headroom": 0.2}):
+    for rule in with_thresholds({"cost": 3.0, "idle-cost": 10.0}, below={"headroom": 0.2}):
         if rule.name in found and rule.name != "no-data":
             assert found[rule.name].endswith(f" {'<' if rule.is_below else '>'} {rule.threshold:g}")
     assert found["ttft-target"].endswith("ttft_seconds:p95 > 2")
@@ -166,18 +166,19 @@ def test_a_token_costs_the_minutes_in_which_the_engine_was_there(tmp_path, rules
 @pytest.mark.parametrize(
     ("tokens", "fires"),
     [
-        pytest.param("0+3600x1500", ["VllmCost", "VllmIdleCost"], id="two of three stand idle"),
-        pytest.param("0+4800x1500", ["VllmCost"], id="80 per second: nearly full, or not"),
-        pytest.param("0+10800x1500", ["VllmCost", "VllmHeadroom"], id="full for sure"),
-        pytest.param("5x1500", ["VllmCostWithoutTokens", "VllmIdleCost"], id="no tokens at all"),
+        pytest.param("0+3600x750", ["VllmCost", "VllmIdleCost"], id="two of three stand idle"),
+        pytest.param("0+4800x750", ["VllmCost"], id="80 per second: nearly full, or not"),
+        pytest.param("0+10800x750", ["VllmCost", "VllmHeadroom"], id="full for sure"),
+        pytest.param("5x750", ["VllmCostWithoutTokens", "VllmIdleCost"], id="no tokens at all"),
     ],
 )
 def test_cost_and_headroom_alerts_fire_only_if_certain(tmp_path, rules, tokens, fires):
-    series = {RUNNING: "1x1500", RUNNING.replace('"a"', '"b"'): "1x1500", GENERATED: tokens}
+    series = {RUNNING: "1x750", RUNNING.replace('"a"', '"b"'): "1x750", GENERATED: tokens}
     other = {GENERATED.replace('"a"', '"b"'): tokens}
     expr = 'count by (alertname) (ALERTS{alertstate="firing"}) > bool 0'
     found = [{"labels": f'{{alertname="{name}"}}', "value": 1} for name in fires]
-    asked = {"expr": expr, "eval_time": "24h", "exp_samples": found}
+    # Half a day of idle dollars, held to the threshold of half a day.
+    asked = {"expr": expr, "eval_time": "12h", "exp_samples": found}
     check(tmp_path, rules, series | other, asked, every="4m")
 
 
@@ -204,14 +205,14 @@ TWO_MODELS = {
 def test_each_model_is_held_to_its_own_capacity(tmp_path, per_second, full, idle):
     """A fleet of several models: headroom of each, and the idle dollars of all, added."""
     path = tmp_path / "rules.yml"
-    alerts = with_thresholds({"idle-cost": 20.0}, below={"headroom": 0.2})
+    alerts = with_thresholds({"idle-cost": 10.0}, below={"headroom": 0.2})
     path.write_text(rules_yaml(alerts, usd_per_gpu_hour=2.0, capacities=TWO_MODELS))
     assert "SUCCESS" in promtool("check", "rules", path)
     series = {}
     for n, (model, rate) in enumerate(per_second.items()):
         name = f'"{n}"'
-        series[of_model(RUNNING, model).replace('"a"', name)] = "1x1500"
-        tokens = f"0+{rate * 60:g}x1500"
+        series[of_model(RUNNING, model).replace('"a"', name)] = "1x400"
+        tokens = f"0+{rate * 60:g}x400"
         series[of_model(GENERATED, model).replace('"a"', name)] = tokens
     firing = 'count by (alertname, model_name) (ALERTS{alertname=~"VllmHeadroom|VllmIdleCost"})'
     found = [
@@ -219,8 +220,8 @@ def test_each_model_is_held_to_its_own_capacity(tmp_path, per_second, full, idle
         for model in full
     ]
     found += [{"labels": '{alertname="VllmIdleCost"}', "value": 1}] * idle
-    # After 13 h every fleet with an idle engine is past its 20 USD.
-    asked = {"expr": firing, "eval_time": "13h", "exp_samples": found}
+    # After 6.5 h every fleet with an idle engine is past its 10 USD.
+    asked = {"expr": firing, "eval_time": "390m", "exp_samples": found}
     check(tmp_path, path, series, asked, every="4m")
 
 

@@ -41,6 +41,17 @@ def page(tmp_path_factory) -> Path:
     return reported(tmp_path_factory.mktemp("reports"), *SHOWN)
 
 
+@pytest.fixture(scope="module")
+def window():
+    return vc.open(WINDOW)
+
+
+@pytest.fixture(scope="module")
+def before(window):
+    """What the window of the page says at the page's price."""
+    return window.analyze(price=1.64).cost.as_dict()
+
+
 @pytest.mark.parametrize(
     "given",
     [
@@ -50,29 +61,30 @@ def page(tmp_path_factory) -> Path:
         pytest.param({"price": 2.5, "gpus_per_engine": 4.0}, id="other GPUs"),
     ],
 )
-def test_a_repriced_page_agrees_with_its_window_at_that_price(page, given):
+def test_a_repriced_page_agrees_with_its_window_at_that_price(page, window, before, given):
     found = vc.reprice(page, **given)
-    window = vc.open(WINDOW)
-    assert found.before.as_dict() == window.analyze(price=1.64).cost.as_dict()
+    assert found.before.as_dict() == before
     assert found.after.as_dict() == window.analyze(**given).cost.as_dict()
 
 
-def test_a_mapping_file_prices_each_engine_at_its_time_and_leaves_capacities_alone(page, tmp_path):
+def test_a_mapping_file_prices_each_engine_at_its_time_and_leaves_capacities_alone(
+    page, window, tmp_path
+):
     rules = tmp_path / "fleet.csv"
     rules.write_text(
         "instance,gpus_per_engine,usd_per_hour,from,until\n"
         "chat-*,2,3,,2026-11-17\nchat-*,2,4,2026-11-17,\n*,1,1,,\n"
     )
     after = vc.reprice(page, price_rules=rules).after
-    whole = vc.open(WINDOW).analyze(price_rules=rules).cost
+    whole = window.analyze(price_rules=rules).cost
     assert (after.total, after.per_request) == (whole.total, whole.per_request)
-    assert after.utilization == vc.open(WINDOW).analyze().cost.utilization
+    assert after.utilization == window.analyze().cost.utilization
 
 
-def test_a_page_without_a_price_gets_one(tmp_path):
+def test_a_page_without_a_price_gets_one(window, tmp_path):
     found = vc.reprice(reported(tmp_path, *SHOWN, price=None), price=2.0)
     assert found.before.allocation_usd.is_unknown
-    assert found.after.allocation_usd.mid == vc.open(WINDOW).analyze(price=2.0).cost.total.mid
+    assert found.after.allocation_usd.mid == window.analyze(price=2.0).cost.total.mid
 
 
 def test_the_command_shows_both(page):
