@@ -141,13 +141,25 @@ def test_replicas_sized_for_a_steady_demand_keep_the_targets(measured, terms, ra
     assert tried(poisson(rate, 200, seed=5), working, terms, tmp_path / "w").keeps
 
 
-def test_one_replica_fewer_than_it_takes_breaks_the_target(measured, tmp_path):
+@pytest.fixture(scope="module")
+def planned(measured) -> dict:
+    """The plan of twelve requests per second, without headroom or spare."""
     asked = PlanRequest(demand_requests_per_second=12.0, policy=BARE)
-    needed = round(plan(measured, asked, terms=TTFT_SLO)["replicas"]["mid"])
+    return plan(measured, asked, terms=TTFT_SLO)
+
+
+@pytest.fixture(scope="module")
+def fleets(planned, tmp_path_factory) -> dict[int, Fleet]:
+    """Those requests on as many replicas as were planned, and on one fewer, by the difference."""
+    folder, count = tmp_path_factory.mktemp("twelve"), round(planned["replicas"]["mid"])
     demand = poisson(12.0, 240, seed=5)
-    enough, fewer = (
-        tried(demand, count, TTFT_SLO, tmp_path / f"{count}") for count in (needed, needed - 1)
-    )
+    return {
+        more: tried(demand, count + more, TTFT_SLO, folder / f"{count + more}") for more in (0, -1)
+    }
+
+
+def test_one_replica_fewer_than_it_takes_breaks_the_target(fleets):
+    enough, fewer = fleets[0], fleets[-1]
     assert enough.requests["ttft_seconds"].quantile(0.95) <= 2.5
     assert fewer.requests["ttft_seconds"].quantile(0.95) > 2 * 2.5
     assert (enough.keeps, fewer.keeps) == (True, False)
@@ -273,21 +285,17 @@ def test_queue_and_replay_agree_on_the_fewest_replicas():
         pytest.param(-1, False, id="one fewer do not"),
     ],
 )
-def test_queue_and_replay_agree_on_a_plan(measured, more, is_enough):
-    result = plan(
-        measured, PlanRequest(demand_requests_per_second=12.0, policy=BARE), terms=TTFT_SLO
-    )
-    count = round(result["replicas"]["mid"]) + more
-    output_tokens = result["demand_output_tokens_per_second"]["mid"] / 12.0
+def test_queue_and_replay_agree_on_a_plan(measured, planned, fleets, more, is_enough):
+    output_tokens = planned["demand_output_tokens_per_second"]["mid"] / 12.0
     check = queue_check(
         requests_per_second=12.0,
-        capacity_requests_per_second=result["capacity_output_tokens_per_second"]["mid"]
+        capacity_requests_per_second=planned["capacity_output_tokens_per_second"]["mid"]
         / output_tokens,
         running_at_capacity=answer(measured)["saturation"]["capacity_running_requests"]["mid"],
-        replicas=count,
+        replicas=round(planned["replicas"]["mid"]) + more,
         wait_limit_seconds=1.0,
     )
-    seen = replay(poisson(12.0, 240, seed=5), CPU_SERVER, replicas=count)["queue_seconds"]
+    seen = fleets[more].requests["queue_seconds"]
     assert check.is_within_limit == is_enough
     assert (seen.quantile(0.95) <= 1.0) == is_enough
 
