@@ -53,7 +53,7 @@ class Served(BaseHTTPRequestHandler):
 def server():
     handler = type("Counter", (Served,), {"asked": 0})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
-        thread = threading.Thread(target=http.serve_forever, daemon=True)
+        thread = threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         yield f"127.0.0.1:{http.server_port}"
         http.shutdown()

@@ -22,6 +22,8 @@ from recorded_vllm import RecordedVllm
 pytestmark = pytest.mark.collector
 
 SINK = Path(__file__).with_name("otlp_sink.py")
+SOON = "yaml:exporters::otlphttp/metrics::retry_on_failure::max_interval: 2s"
+"""A killed Parseable is tried again every 2 s, where the configuration lets 15 s go by."""
 GENERATED = "vllm:generation_tokens_total"  # differs in every recorded scrape
 SPAN = {
     "resourceSpans": [
@@ -306,7 +308,9 @@ def test_nothing_is_lost_when_parseable_and_the_collector_are_killed(
     secret.write_text("Basic ZnJvbTphLWZpbGU=")
     with RecordedVllm() as vllm:
         settings = {"PARSEABLE_AUTHORIZATION": f"${{file:{secret}}}"}
-        collector = Collector(binary, tmp_path, sink.url, f"[{vllm.target}]", settings)
+        collector = Collector(
+            binary, tmp_path, sink.url, f"[{vllm.target}]", settings, options=("--config", SOON)
+        )
         sink.start()
         try:
             collector.start()
@@ -319,7 +323,6 @@ def test_nothing_is_lost_when_parseable_and_the_collector_are_killed(
             eventually(lambda: vllm.is_used_up, within=60, what="the recording is used up")
             sink.start()
             served = [_value(text, GENERATED) for text in vllm.served]
-            # the exporter tries again after up to 22 s by then, and flushes every 10 s
             eventually(
                 lambda: len(set(sink.values(GENERATED))) >= len(served) - 1 - timed_out(sink),
                 within=90,

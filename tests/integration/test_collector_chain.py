@@ -60,6 +60,10 @@ RIGHT = _authorization("collector", "writes")
 WRONG = _authorization("collector", "guesses")
 
 
+QUICK = "yaml:exporters::otlphttp/metrics::sending_queue::batch::flush_timeout: 1s"
+"""Batches are sent after a second, not ten: what is looked at is what becomes of them."""
+
+
 @contextmanager
 def chain(
     folder: Path, *, authorization: str = RIGHT, options: tuple[str, ...] = (), **settings: str
@@ -72,7 +76,7 @@ def chain(
             parseable.url,
             f"[{vllm.target}]",
             {"PARSEABLE_AUTHORIZATION": authorization, **settings},
-            options=options,
+            options=("--config", QUICK, *options),
         )
         try:
             collector.start()

@@ -16,6 +16,7 @@ from vllm_capacity.assumptions import Assumptions, Pricing
 from vllm_capacity.errors import InputError, SourceError, WindowError
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.fleet import Rule
+from vllm_capacity.render.report import vega
 from vllm_capacity.render.report.files import only_writer
 from vllm_capacity.render.report.metadata import page_metadata
 from vllm_capacity.render.report.write import (
@@ -63,6 +64,13 @@ def report(tmp_path: Path, cache: Path):
 def page(tmp_path_factory, cache: Path) -> Path:
     """The page of the recorded sweep."""
     return reporting(tmp_path_factory.mktemp("sweep"), cache)(NOTEBOOK)
+
+
+def test_what_draws_charts_is_made_once_per_process(tmp_path, monkeypatch):
+    made = vega.runtime(None)
+    monkeypatch.setattr("vl_convert.javascript_bundle", None)
+    assert vega.runtime(tmp_path / "cache") == made
+    assert [path.read_text() for path in (tmp_path / "cache").glob("*.js")] == [made]
 
 
 DECLARED = 'window: str = "here"\nusd_per_hour: "Optional[float]" = 0.5\nprice_note: str = "mine"'

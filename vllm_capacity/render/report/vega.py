@@ -9,6 +9,7 @@ would make up most of its size.
 from __future__ import annotations
 
 import copy
+import functools
 import re
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -66,21 +67,27 @@ ChartOf = Callable[[JsonObject, int], PageChart]
 def runtime(cache: Path | None) -> str:
     """The drawing script: Vega, Vega-Lite and Vega-Embed with its expression interpreter.
 
-    vl-convert makes it, which takes seconds, so it is kept in `cache` under the converter's
-    version; without a cache folder, or if that cannot be written, it is made each time.
+    vl-convert makes it, which takes seconds, so it is made once per process, and kept for others in
+    `cache` under the converter's version, unless there is no such folder or it cannot be written.
     """
-    import vl_convert
-
     kept = None if cache is None else cache / f"vega-{version('vl-convert-python')}.js"
     if kept is not None and kept.is_file():
         return kept.read_text(encoding="utf-8")
-    script = str(vl_convert.javascript_bundle(_EXPORT, VEGALITE_VERSION))
-    if any(text in script for text in _BUNDLE_MUST_NOT_HOLD):
-        raise ValueError("the Vega bundle of this vl-convert cannot stand inside a script element")
+    script = _bundle()
     if kept is not None:
         # If the cache cannot be written, or another run is writing it, only time is lost.
         with suppress(OSError, SourceError), only_writer(kept.parent):
             write_whole(kept, script)
+    return script
+
+
+@functools.cache
+def _bundle() -> str:
+    import vl_convert
+
+    script = str(vl_convert.javascript_bundle(_EXPORT, VEGALITE_VERSION))
+    if any(text in script for text in _BUNDLE_MUST_NOT_HOLD):
+        raise ValueError("the Vega bundle of this vl-convert cannot stand inside a script element")
     return script
 
 
