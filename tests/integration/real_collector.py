@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
 import pytest
+
+from tests.integration.asking import CLIENT, answers
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "otel-config.yaml"
@@ -109,14 +110,10 @@ class Collector:
         eventually(self.is_healthy, within=30, what=f"a healthy Collector\n{self.log[-2000:]}")
 
     def is_healthy(self) -> bool:
-        try:
-            answer = httpx.get(f"http://127.0.0.1:{self.ports['health']}/", timeout=2)
-        except httpx.TransportError:
-            return False
-        return answer.status_code == 200
+        return answers(f"http://127.0.0.1:{self.ports['health']}/")
 
     def own_metrics(self) -> str:
-        answer = httpx.get(f"http://127.0.0.1:{self.ports['metrics']}/metrics", timeout=5)
+        answer = CLIENT.get(f"http://127.0.0.1:{self.ports['metrics']}/metrics")
         return answer.raise_for_status().text
 
     def kill(self) -> None:

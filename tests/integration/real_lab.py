@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
-
+from tests.integration.asking import answers
 from tests.integration.real_prometheus import wait_until
 
 _SETTINGS = {
@@ -57,7 +56,8 @@ def real_lab(notebooks: Path, home: Path) -> Iterator[Lab]:
         subprocess.Popen(command, cwd=notebooks, env=_environment(home), stderr=file) as process,
     ):
         try:
-            wait_until(lambda: _is_ready(lab), seconds=90)
+            status = f"{lab.url}/api/status"
+            wait_until(lambda: answers(status, token=lab.token), seconds=90)
             yield lab
         finally:
             process.terminate()
@@ -78,11 +78,3 @@ def _environment(home: Path) -> dict[str, str]:
         "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
         "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
     }
-
-
-def _is_ready(lab: Lab) -> bool:
-    try:
-        asked = httpx.get(f"{lab.url}/api/status", params={"token": lab.token}, timeout=5)
-    except httpx.TransportError:
-        return False
-    return asked.status_code == 200

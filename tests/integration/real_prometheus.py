@@ -9,8 +9,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
+
+from tests.integration.asking import answers
 
 _CONFIG = """\
 global:
@@ -71,17 +72,10 @@ def real_prometheus(folder: Path, targets: list[str], *, port: int = 0) -> Itera
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         try:
             url = f"http://127.0.0.1:{port}"
-            wait_until(lambda: _is_ready(url), seconds=60)
+            wait_until(lambda: answers(f"{url}/-/ready"), seconds=60)
             yield url
         finally:
             process.terminate()
-
-
-def _is_ready(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/-/ready", timeout=2).status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 def wait_until(is_done, *, seconds: float) -> None:

@@ -19,6 +19,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from real_collector import CONFIG, ROOT, Collector, collector_binary, eventually, free_port
 from recorded_vllm import RecordedVllm
 
+from tests.integration.asking import answers
+
 pytestmark = pytest.mark.collector
 
 SINK = Path(__file__).with_name("otlp_sink.py")
@@ -64,13 +66,7 @@ class SinkProcess:
     def start(self) -> None:
         self.folder.mkdir(exist_ok=True)
         self.process = subprocess.Popen([sys.executable, SINK, str(self.port), str(self.folder)])
-        eventually(self._answers, within=15, what="a listening sink")
-
-    def _answers(self) -> bool:
-        try:
-            return httpx.get(self.url, timeout=2).status_code == 200
-        except httpx.TransportError:
-            return False
+        eventually(lambda: answers(self.url), within=15, what="a listening sink")
 
     def kill(self) -> None:
         if self.process is not None:

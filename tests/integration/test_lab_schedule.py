@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
 
-import httpx
 import nbformat
 import pytest
 
 from tests.cli import command_line
+from tests.integration.asking import CLIENT
 from tests.integration.real_lab import Lab, real_lab
 from tests.integration.real_prometheus import backfill, real_prometheus, wait_until
 from vllm_capacity.render.report.metadata import page_metadata
@@ -45,7 +45,7 @@ class Scheduler:
     def asked(self, method: str, path: str, **body: object) -> dict:
         headers = {"Authorization": f"token {self.lab.token}"}
         url = f"{self.lab.url}/scheduler{path}"
-        answer = httpx.request(method, url, headers=headers, json=body or None, timeout=60)
+        answer = CLIENT.request(method, url, headers=headers, json=body or None, timeout=60)
         assert answer.is_success, answer.text
         return answer.json() if answer.content else {}
 
@@ -59,7 +59,7 @@ class Scheduler:
 
 @pytest.fixture
 def installed(tmp_path, monkeypatch, capsys):
-    """A folder with settings, Lab's root with what `schedule` put there, and the two days."""
+    """A folder with settings, Lab's root with what `schedule` put there, the last of two days."""
     today = datetime.combine(datetime.now(UTC).date(), time(), UTC)
     days = [today - timedelta(days=n) for n in (2, 1)]
     folder, root = tmp_path / "capacity", tmp_path / "root"
@@ -68,16 +68,16 @@ def installed(tmp_path, monkeypatch, capsys):
     backfill(folder, exposed(days[0]))
     with real_prometheus(folder, []) as url:
         (folder / "vllm-capacity.toml").write_text(
-            f"[source]\nfrom = '{url}'\n[price]\nusd_per_hour = 1.64\n"
+            f"[source]\nfrom = '{url}'\n[days]\nlast = '2d'\n[price]\nusd_per_hour = 1.64\n"
         )
         monkeypatch.chdir(folder)
         words = ["schedule", "jupyter", "--install", "--root", str(root), "--at", "05:30"]
         assert command_line.run(monkeypatch, capsys, *words)[0] == 0
-        yield folder, root, [str(day.date()) for day in days]
+        yield folder, root, str(days[1].date())
 
 
 def test_jupyter_scheduler_takes_the_job_and_runs_it(installed, tmp_path):
-    folder, root, days = installed
+    folder, root, day = installed
     home = tmp_path / "home"
     home.mkdir()
     body = json.loads((root / "vllm-capacity-report.json").read_text())
@@ -87,15 +87,15 @@ def test_jupyter_scheduler_takes_the_job_and_runs_it(installed, tmp_path):
         kept = scheduler.asked("GET", f"/job_definitions/{definition}")
         assert (kept["schedule"], kept["timezone"], kept["active"]) == ("30 5 * * *", "UTC", True)
         started = scheduler.asked(
-            "POST", f"/job_definitions/{definition}/jobs", parameters={"last": '"2d"'}
+            "POST", f"/job_definitions/{definition}/jobs", parameters={"last": '"1d"'}
         )
         job = scheduler.ended(started["job_id"])
-        assert (job["status"], job["parameters"]) == ("COMPLETED", {"last": '"2d"'}), job
+        assert (job["status"], job["parameters"]) == ("COMPLETED", {"last": '"1d"'}), job
         scheduler.asked("GET", f"/jobs/{started['job_id']}/download_files")
         wait_until(lambda: list(root.glob("jobs/**/*.html")) != [], seconds=60)
-    pages = [folder / "reports" / f"{day}.html" for day in days]
-    assert [page_metadata(page).line.window for page in pages] == days
+    (page,) = (folder / "reports").glob("2*.html")  # by the settings there would be two
+    assert (page.name, page_metadata(page).line.window) == (f"{day}.html", day)
     notebooks = [nbformat.read(each, as_version=4) for each in root.glob("jobs/**/*.ipynb")]
     outputs = [o for each in notebooks for c in each.cells for o in c.get("outputs", ())]
     printed = "".join(output.text for output in outputs)
-    assert printed.split() == [str(Path("reports", page.name)) for page in pages]
+    assert printed.split() == [str(Path("reports", page.name))]
