@@ -5,7 +5,6 @@ Recorded while the store was down, the collector killed, a server restarted and 
 
 from datetime import UTC, datetime, timedelta
 
-import httpx
 import pytest
 
 from tests.answering import answer
@@ -38,10 +37,7 @@ MINUTES = TimeRange(START + timedelta(minutes=1), START + timedelta(minutes=12))
 def windows(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pulled")
     pull_files(str(RECORDED / "store"), "vllm_metrics", folder / "files", PART)
-    with (
-        recorded_server() as standin,
-        httpx.Client(base_url=standin.url, auth=("root", "root-password"), timeout=60) as client,
-    ):
+    with recorded_server() as standin, standin.client() as client:
         server = Parseable(client)
         for name, is_downsampled in (("whole", False), ("thinned", True)):
             pull_server(

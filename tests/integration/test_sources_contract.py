@@ -127,7 +127,7 @@ def time_range(attempts):
 
 @pytest.fixture(scope="module")
 def from_server(parseable, time_range):
-    with httpx.Client(base_url=parseable.url, auth=("root", "root-password")) as client:
+    with parseable.client() as client:
         server = Parseable(client, **NO_WAIT)
         whole = whole_rows(pull(server, PullRequest("vllm", time_range, is_downsampled=False)))
         return whole, downsampled_rows(pull(server, PullRequest("vllm", time_range)))

@@ -136,14 +136,17 @@ class Other(BaseHTTPRequestHandler):
 
 
 def test_a_run_reports_silent_targets_at_once(tmp_path):
-    reported = []
-    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Other)) as url, httpx.Client() as session:
+    told = []
+    with (
+        serving(ThreadingHTTPServer(("127.0.0.1", 0), Other)) as url,
+        httpx.Client(verify=False) as session,
+    ):
         done = run(
             targets((url, f"{url.replace('127.0.0.1', 'localhost')}/other", REFUSED)),
             client=session,
             journal=Journal(tmp_path / "j"),
-            every_seconds=1.0,  # each scrape has as long to answer
-            for_seconds=0.5,
+            every_seconds=0.5,  # each scrape has as long to answer
+            for_seconds=0.8,
             stop=Event(),
             on_progress=reported.append,
         )

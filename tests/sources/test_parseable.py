@@ -45,7 +45,7 @@ def server(standin):
     with ExitStack() as clients:
 
         def as_user(user="reader", password="secret"):
-            client = httpx.Client(base_url=standin.url, auth=(user, password), timeout=5)
+            client = standin.client(user, password, timeout=5)
             waits = []
             return Parseable(clients.enter_context(client), pause=waits.append), waits
 

@@ -3,7 +3,6 @@
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 
-import httpx
 import pytest
 
 from tests.standin.exports import counter, export, gauge, histogram
@@ -49,8 +48,7 @@ def pulled(way, standin, path):
         return pull_files(str(write_store(standin.streams, path / "store")), "s", path / "w", PART)
     with ExitStack() as stack:
         stack.enter_context(standin)
-        auth = ("root", "root-password")
-        client = stack.enter_context(httpx.Client(base_url=standin.url, auth=auth, timeout=60))
+        client = stack.enter_context(standin.client())
         request = PullRequest("s", PART, is_downsampled=way == "thinned")
         return pull_server(Parseable(client), request, path / "w", now=request.time_range.end)
 

@@ -2,7 +2,6 @@
 
 from datetime import UTC, datetime, timedelta
 
-import httpx
 import polars as pl
 import pytest
 from click.testing import CliRunner
@@ -27,11 +26,7 @@ ALL = TimeRange(DAY + timedelta(minutes=14), DAY + timedelta(minutes=27))
 
 @pytest.fixture(scope="module")
 def server():
-    with (
-        recorded_server() as standin,
-        httpx.Client(base_url=standin.url, auth=("root", "root-password")) as client,
-    ):
-        client.timeout = 60
+    with recorded_server() as standin, standin.client() as client:
         yield Parseable(client)
 
 
@@ -165,10 +160,7 @@ def rates(*samples):
         point = counter(GENERATION_TOKENS, ts, value, engine=engine)
         standin.ingest("vllm_metrics", "/v1/metrics", export(point), arrived=ts)
     time_range = TimeRange(DAY, DAY + timedelta(minutes=10))
-    with (
-        standin,
-        httpx.Client(base_url=standin.url, auth=("root", "root-password")) as client,
-    ):
+    with standin, standin.client() as client:
         found = Parseable(client).query(guide_query("tokens_per_minute"), time_range)
     columns = ("tokens", "seconds", "tokens_per_second")
     return [tuple(row.get(column) for column in columns) for row in found]

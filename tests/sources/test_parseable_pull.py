@@ -3,7 +3,6 @@
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
-import httpx
 import polars as pl
 import pytest
 
@@ -21,7 +20,6 @@ from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.timerange import TimeRange
 
 STREAM = "vllm_metrics"
-AUTH = ("root", "root-password")
 
 
 def at(hour: int, minute: int, second: float = 0) -> datetime:
@@ -30,7 +28,7 @@ def at(hour: int, minute: int, second: float = 0) -> datetime:
 
 @contextmanager
 def asked(standin):
-    with httpx.Client(base_url=standin.url, auth=AUTH, timeout=60) as client:
+    with standin.client() as client:
         yield Parseable(client, pause=lambda seconds: None)
 
 

@@ -67,10 +67,7 @@ def windows_of(found: list[Scrape], folder, asked=ASKED) -> dict:
         ]
         body = export(*points, instance="pod:8000", job=one.job)
         standin.ingest("s", "/v1/metrics", body, arrived=one.ts)
-    with (
-        standin,
-        httpx.Client(base_url=standin.url, auth=("root", "root-password"), timeout=60) as client,
-    ):
+    with standin, standin.client() as client:
         for name, is_downsampled in ((WAYS[0], False), (WAYS[1], True)):
             request = PullRequest("s", asked, is_downsampled)
             pull_server(Parseable(client), request, folder / name, now=asked.end)

@@ -2,7 +2,6 @@
 
 from datetime import timedelta
 
-import httpx
 import pytest
 
 from tests.standin.exports import counter, export, gauge, histogram
@@ -51,8 +50,7 @@ def downsampled(folder, spelled, *, born=None):
                 points.append(counter(REQUESTS, ts, 5.0 + number - born, **more))
         body = export(*points, instance="a:1", job="vllm")
         standin.ingest("s", "/v1/metrics", body, arrived=ts)
-    auth = ("root", "root-password")
-    with standin, httpx.Client(base_url=standin.url, auth=auth, timeout=60) as client:
+    with standin, standin.client() as client:
         pull_server(Parseable(client), PullRequest("s", ASKED), folder / "w", now=ASKED.end)
     return open_window(folder / "w")
 

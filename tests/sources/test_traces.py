@@ -2,7 +2,6 @@
 
 from datetime import UTC, datetime, timedelta
 
-import httpx
 import polars as pl
 import pytest
 from click.testing import CliRunner
@@ -35,7 +34,7 @@ def traces():
 
 
 def asked(standin, stream, time_range, **settings):
-    with httpx.Client(base_url=standin.url, auth=("root", "root-password")) as client:
+    with standin.client() as client:
         return traces_from_server(Parseable(client), stream, time_range, **settings)
 
 
