@@ -60,18 +60,18 @@ def _ranged(series: Wire, form: Mapping[str, str]) -> _Answer:
     ends = re.fullmatch(r"last_over_time\((\{.*\})\[1m\]\)", form["query"])
     if ends:
         for metric, values in _selected(series, ends[1]):
-            found = ((t, _inside(values, t, 60)) for t in moments)
-            yield metric, [(t, inside[-1][1]) for t, inside in found if inside]
+            found = ((t, values[n - 1]) for t in moments if (n := _until(values, t)))
+            yield metric, [(t, value) for t, (ts, value) in found if ts > t - 60]
         return
     fell: dict[tuple[str, str], set[float]] = {}
     for term in form["query"].split(" or "):
         shape = r"max by \(instance, job\) \(resets\((\{.*\})\[2m\]\)\) > 0"
         for metric, values in _selected(series, re.fullmatch(shape, term)[1]):
-            target = (metric.get("instance", ""), metric.get("job", ""))
-            for t in moments:
-                inside = [value for _, value in _inside(values, t, 120)]
-                if any(b < a for a, b in pairwise(inside)):
-                    fell.setdefault(target, set()).add(t)
+            falls = [(a[0], b[0]) for a, b in pairwise(values) if b[1] < a[1]]
+            inside = {t for t in moments for a, b in falls if t - 120 < a and b <= t}
+            if inside:
+                target = (metric.get("instance", ""), metric.get("job", ""))
+                fell.setdefault(target, set()).update(inside)
     for (instance, job), times in fell.items():
         yield {"instance": instance, "job": job}, [(t, 1.0) for t in sorted(times)]
 
@@ -91,8 +91,12 @@ def _labels(key: str) -> dict[str, str]:
 
 
 def _inside(values: Sequence[tuple[float, float]], end: float, length: float):
-    first, after = (bisect_right(values, (t, math.inf)) for t in (end - length, end))
-    return values[first:after]
+    return values[_until(values, end - length) : _until(values, end)]
+
+
+def _until(values: Sequence[tuple[float, float]], end: float) -> int:
+    """How many of them there are up to then."""
+    return bisect_right(values, (end, math.inf))
 
 
 def on_the_wire(window: Window) -> dict[str, list[tuple[float, float]]]:
