@@ -24,7 +24,7 @@ from vllm_capacity.bills import rate_of
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.fleet import Rate
 from vllm_capacity.facts.metrics import GENERATION_TOKENS, REQUESTS
-from vllm_capacity.figures import scrapes, traffic
+from vllm_capacity.figures import traffic
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
 
@@ -34,6 +34,7 @@ _NEAR = timedelta(days=7)
 _ENGINE = ("instance", "engine")
 _KEY = (*_ENGINE, "ts")
 _Successful = dict[tuple[str, str | None], float | None]
+_Billed = dict[str, Any]
 
 
 def engine_hours(
@@ -158,10 +159,10 @@ def costs_by_part(
     """
     increases = traffic.scrape_increases(window, [REQUESTS], time_range=time_range)
     cuts = _cuts(time_range)
-    known = _ends(attempts.filter(pl.col("ts") < time_range.end), cuts)
+    billed = _billed_by_part(engines, attempts.filter(pl.col("ts") < time_range.end), cuts)
     rows = [
-        _row_of(cut, engines, known, successful, pricing)
-        for cut, successful in zip(cuts, _successful(increases, cuts), strict=True)
+        _row_of(cut, own, successful, pricing)
+        for cut, own, successful in zip(cuts, billed, _successful(increases, cuts), strict=True)
     ]
     length = pl.col("end") - pl.col("start")
     return pl.DataFrame(rows, schema=_ROW_SCHEMA, orient="row").with_columns(
@@ -170,21 +171,12 @@ def costs_by_part(
 
 
 def _row_of(
-    cut: TimeRange,
-    engines: pl.DataFrame,
-    attempts: pl.DataFrame,
-    successful: _Successful,
-    pricing: Pricing,
+    cut: TimeRange, billed: Sequence[_Billed], successful: _Successful, pricing: Pricing
 ) -> tuple[datetime, datetime, float | None, float | None, float | None]:
     """A row of `costs_by_part` without is_stub, over engines with scrape attempts in the part."""
-    known = attempts.filter(pl.col("ts") < cut.end)
-    tried = known.filter(pl.col("ts") >= cut.start).select("instance").unique()
-    there = engines.select("instance", "engine", "model_name").join(
-        tried, on="instance", how="semi"
-    )
-    billed = scrapes.billed_hours(there, known, time_range=cut).rows(named=True)
     rates = [rate_of(row, pricing) for row in billed]
-    cost = _allocation_usd([row["hours"] for row in billed], rates)
+    hours = [(row["billed_end"] - row["billed_start"]) / HOUR for row in billed]
+    cost = _allocation_usd(hours, rates)
     counts = [successful.get((row["instance"], row["engine"])) for row in billed]
     counted = [count for count in counts if count is not None]
     requests = math.fsum(counted) if len(counted) == len(counts) else None
@@ -240,19 +232,27 @@ def _successful(increases: pl.DataFrame, cuts: Sequence[TimeRange]) -> list[_Suc
     return found
 
 
-def _ends(attempts: pl.DataFrame, cuts: Sequence[TimeRange]) -> pl.DataFrame:
-    """The billed ends: each target's first and last attempt in each part, and the last one before.
+def _billed_by_part(
+    engines: pl.DataFrame, attempts: pl.DataFrame, cuts: Sequence[TimeRange]
+) -> list[list[_Billed]]:
+    """The engines with attempts in each part, with their billed time as `scrapes.billed_hours`.
 
-    Rows of `attempts`, in their order.
+    Computed for all parts at once: instance, engine, billed_start, billed_end.
     """
     borders = [cut.start for cut in cuts]
     starts = pl.Series("start", borders, dtype=_INSTANT).to_frame().with_row_index("part")
-    placed = (
-        attempts.with_row_index("row").sort("ts").join_asof(starts, left_on="ts", right_on="start")
+    placed = attempts.sort("ts").join_asof(starts, left_on="ts", right_on="start")
+    spans = placed.group_by("instance", "part").agg(
+        first=pl.col("ts").first(), billed_end=pl.col("ts").last()
     )
-    rows = placed.group_by("instance", "part").agg(pl.col("row").first(), last=pl.col("row").last())
-    wanted = pl.concat([rows.get_column("row"), rows.get_column("last")]).unique().sort()
-    return attempts[wanted]
+    # What is before the first part (null) sorts first.
+    before = pl.col("billed_end").shift().over("instance", order_by="part")
+    spans = spans.with_columns(billed_start=pl.coalesce(before, "first")).drop_nulls("part")
+    rows = engines.select(_ENGINE).join(spans, on="instance", maintain_order="left")
+    found: list[list[_Billed]] = [[] for _ in cuts]
+    for row in rows.iter_rows(named=True):
+        found[row["part"]].append(row)
+    return found
 
 
 def _cuts(time_range: TimeRange) -> list[TimeRange]:
