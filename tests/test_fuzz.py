@@ -8,8 +8,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tests.answering import answer
+from vllm_capacity.analysis import Analysis
 from vllm_capacity.errors import CapacityError
+from vllm_capacity.figures import traffic
 from vllm_capacity.sources.exposition import Scrape, ScrapeReader, parse_families, read_scrapes
 from vllm_capacity.telemetry.store import write_window
 from vllm_capacity.telemetry.window import open_window
@@ -37,16 +38,30 @@ def exposition(value, model="m", finished=0.0):
     )
 
 
-def answered(tmp_path_factory, scrapes):
-    """The answer over these (t, text) scrapes, or the error that says why there is none."""
+def analyzed(tmp_path_factory, scrapes):
+    """The analysis of these (t, text) scrapes; None where an error says why there is none."""
     folder = tmp_path_factory.mktemp("fuzz")
     reader = ScrapeReader()
     for t, text in scrapes:
         reader.add(Scrape(t, "vllm", 200, text))
     try:
-        return answer(open_window(write_window(folder / "w", reader.buffer.rows(), {})))
+        return Analysis.of(open_window(write_window(folder / "w", reader.buffer.rows(), {})))
     except CapacityError:
         return None
+
+
+def answered(tmp_path_factory, scrapes):
+    """The whole answer over these scrapes; None where an error says why there is none."""
+    analysis = analyzed(tmp_path_factory, scrapes)
+    try:
+        return None if analysis is None else analysis.answer.as_dict()
+    except CapacityError:
+        return None
+
+
+def tokens_of(analysis):
+    """The generated tokens alone, at a fifth of the time of the whole answer."""
+    return traffic.total(analysis.counters, TOKENS)
 
 
 def complaint(function, *args):
@@ -86,10 +101,10 @@ def exact_increase(values):
     values=st.lists(st.integers(0, 10**6).map(float) | st.just(math.nan), min_size=1, max_size=8)
 )
 def test_any_counter_history_gives_the_exact_increase(tmp_path_factory, values):
-    result = answered(
+    analysis = analyzed(
         tmp_path_factory, [(1e9 + 2 * i, exposition(v, finished=1.0)) for i, v in enumerate(values)]
     )
-    assert result["tokens"]["generation"] == exact_increase(values)
+    assert tokens_of(analysis) == exact_increase(values)
 
 
 @FEW
@@ -105,11 +120,11 @@ def test_any_value_and_label_gives_finite_figures_or_none(tmp_path_factory, valu
 @given(times=st.lists(st.integers(0, 30), min_size=2, max_size=8))
 def test_clocks_that_go_backwards_never_add_tokens(tmp_path_factory, times):
     """The counter stands for the time it was read at: in any order it grew by the span of times."""
-    result = answered(
+    analysis = analyzed(
         tmp_path_factory, [(1e9 + t, exposition(float(t), finished=1.0)) for t in times]
     )
-    if result is not None:
-        assert result["tokens"]["generation"] == max(times) - min(times)
+    if analysis is not None:
+        assert tokens_of(analysis) == max(times) - min(times)
 
 
 @FEW
@@ -163,11 +178,11 @@ def test_unequal_bounds_never_put_a_quantile_outside_its_bounds(
         histogram(second, counts(second)),
     ]
     scrapes = [(1e9 + 2 * i, exposition(1.0) + text) for i, text in enumerate(texts)]
-    result = answered(tmp_path_factory, scrapes)
-    for quantile in result["latency"]["ttft_seconds"].values():
-        if quantile["value"] is not None:
-            assert quantile["lower"] <= quantile["value"] <= quantile["upper"]
-            assert quantile["lower"] <= quantile["estimate"] <= quantile["upper"]
+    found = analyzed(tmp_path_factory, scrapes).latency.ttft
+    for quantile in (found.p50, found.p95, found.p99):
+        if quantile.value is not None:
+            assert quantile.lower <= quantile.value <= quantile.upper
+            assert quantile.lower <= quantile.estimate <= quantile.upper
 
 
 @pytest.mark.parametrize("start", [2**53 - 4, 2**60])
