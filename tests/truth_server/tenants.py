@@ -3,16 +3,24 @@
 A server answers a list of requests at a given number at a time (which changes along the list). What
 a tenant cost is by how much sooner the list is done without its requests, at the same numbers at a
 time: the server's own laws say it, no formula of shares.
+
+Leaving each tenant out takes as long as making the window, so tenant_truths.json keeps what
+it gave; it holds for a window that takes exactly as long as it did then, and is computed again for
+any other. `python -m tests.truth_server.tenants` writes the file anew.
 """
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_right
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -28,6 +36,10 @@ from vllm_capacity.telemetry.rows import RowBuffer
 from vllm_capacity.telemetry.store import write_window
 
 OneEngine = TypeVar("OneEngine", bound=Engine)
+
+SEEDS = range(2000, 2012)
+"""The cases of tests/verdicts/test_tenant_truth.py, whose truths are kept."""
+_FILE = Path(__file__).with_name("tenant_truths.json")
 
 _INTERVALS = (5.0, 10.0, 15.0, 15.0, 30.0)
 _LENGTHS = (900.0, 1800.0, 1800.0, 3600.0)
@@ -247,8 +259,11 @@ def _run(engine: Engine, pool: _Pool) -> float:
     return pool.done_at
 
 
-def write(case: TenantCase, path: Path) -> TenantTruth:
-    """Serve the case, scrape it into a window at `path`, and leave out each tenant in turn."""
+def write(case: TenantCase, path: Path, *, is_kept: bool = True) -> TenantTruth:
+    """Serve the case, scrape it into a window at `path`, and leave out each tenant in turn.
+
+    What leaving them out gave is taken from the kept truths unless `is_kept` is False.
+    """
     engine, pool = _engine(case, None, _Timed)
     buffer = RowBuffer()
     columns = Columns(buffer, "gpu-0:8000", case.server)
@@ -263,11 +278,23 @@ def write(case: TenantCase, path: Path) -> TenantTruth:
     seconds = pool.done_at
     prefill_ratio = engine.prefill_seconds / engine.busy_seconds
     engine.advance(seconds + 3600.0)
-    without = {}
-    for name in case.tenants:
-        others = [job for job in jobs if job.tenant != name]
-        without[name] = _run(*_engine(case, others, _Replaying)) if others else 0.0
+    kept = _kept_truths().get(str(case.seed)) if is_kept else None
+    if kept is not None and kept["seconds"] == seconds and case == tenant_case(case.seed):
+        without = kept["without"]
+    else:
+        without = {name: _without(name, case, jobs) for name in case.tenants}
     return TenantTruth(_usage(pool.sent), seconds, without, prefill_ratio)
+
+
+def _without(name: str, case: TenantCase, jobs: Sequence[Job]) -> float:
+    """The seconds that the requests of the other tenants take."""
+    others = [job for job in jobs if job.tenant != name]
+    return _run(*_engine(case, others, _Replaying)) if others else 0.0
+
+
+@cache
+def _kept_truths() -> dict[str, Any]:
+    return json.loads(_FILE.read_text()) if _FILE.exists() else {}
 
 
 def _usage(sent: Sequence[tuple[Job, Request]]) -> pl.DataFrame:
@@ -387,3 +414,21 @@ def _scrape(engine: Engine, server: Server, interval: float, path: Path) -> None
         columns.add(us(at), engine.snapshot(), -1.0)
         buffer.scrape("gpu-0:8000", us(at), is_up=True, seconds=0.005)
     write_window(path, buffer.rows(), {"simulated": True, "about": "tests/truth_server"})
+
+
+def main() -> None:
+    """Leave out each tenant of the cases of the tests, and keep what that gave."""
+    with ProcessPoolExecutor(2) as pool:
+        lines = ",\n".join(pool.map(_kept, SEEDS))
+    _FILE.write_text(f"{{\n{lines}\n}}\n")
+
+
+def _kept(seed: int) -> str:
+    """A line of tenant_truths.json."""
+    with TemporaryDirectory() as folder:
+        truth = write(tenant_case(seed), Path(folder) / "window", is_kept=False)
+    return f'"{seed}": ' + json.dumps({"seconds": truth.seconds, "without": truth.without})
+
+
+if __name__ == "__main__":
+    main()

@@ -5,6 +5,7 @@ import pytest
 from tests.truth_server.cases import case
 from tests.truth_server.judging import form, is_right
 from tests.truth_server.servers import MIXES, PAIRS, SERVERS
+from tests.truth_server.tenants import tenant_case, write
 from tests.truth_server.truth import LatencyLevel, Truth, level_of, truths
 
 
@@ -13,6 +14,15 @@ def test_a_kept_load_level_is_measured_again():
     kept = truths()[server, mix].levels[-1]
     again = level_of(SERVERS[server], MIXES[mix], kept.clients)
     assert (again.output, again.running) == pytest.approx((kept.output, kept.running), rel=1e-3)
+
+
+@pytest.mark.parametrize("seed", [2002, 2006])
+def test_kept_truths_of_tenants_are_found_again(tmp_path, seed):
+    kept, again = (
+        write(tenant_case(seed), tmp_path / f"{is_kept}", is_kept=is_kept)
+        for is_kept in (True, False)
+    )
+    assert (kept.seconds, kept.without) == (again.seconds, again.without)
 
 
 def test_every_pair_has_a_truth():

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 import pytest
 
 import vllm_capacity as vc
-from tests.truth_server.tenants import tenant_case, write, write_open
+from tests.truth_server.tenants import SEEDS, tenant_case, write, write_open
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.sources.usage import UsageLog
 from vllm_capacity.tenants import Tenants
 from vllm_capacity.verdicts.cost.bill import most_for_prompts
 
-SEEDS = range(2000, 2012)
 OPEN_SEEDS = range(2100, 2112)
 LEAST_SHARE = 0.02  # below it, the truth itself is noise
 
@@ -43,6 +42,7 @@ class Judged:
 def by_rule(analysis: Analysis, log: UsageLog) -> Tenants:
     """The shares of a window of which no step's time could be fitted."""
     unfitted = vc.open(analysis.window.path).analyze(price=2.0)
+    vars(unfitted)["steps"] = analysis.steps
     vars(unfitted)["engine_times"] = dict.fromkeys(analysis.engine_times, "no step was timed")
     return unfitted.tenants(log)
 
