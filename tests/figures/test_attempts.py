@@ -31,10 +31,10 @@ def rows(**targets):
 
 @st.composite
 def scraped(draw):
-    """Two targets on uneven grids with gaps, silences of hours and failed attempts."""
+    """Six targets on uneven grids with gaps, silences of hours and failed attempts."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     targets = {}
-    for name in "ab":
+    for name in "abcdef":
         count = int(rng.integers(1, 90))
         steps = rng.choice([2.0, 2.0, 2.0, 15.0], count) * rng.uniform(0.9, 1.1, count)
         steps[rng.random(count) < 0.08] *= rng.choice([1.4, 1.6, 2.4, 2.6, 40.0, 3000.0])
@@ -87,7 +87,7 @@ def whole(attempts):
 
 
 @given(made=scraped())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_gaps_are_those_of_rows(made):
     attempts, borders = made
     found = scrapes.gaps(cut(attempts, borders), time_range=whole(attempts))
@@ -96,7 +96,7 @@ def test_gaps_are_those_of_rows(made):
 
 
 @given(made=scraped())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_counts_are_those_of_rows(made):
     attempts, borders = made
     since = attempts["ts"].sort()[attempts.height // 3]
@@ -113,7 +113,7 @@ def test_counts_are_those_of_rows(made):
 
 
 @given(made=scraped())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=35, deadline=None)
 def test_rows_come_back_whole_and_cut(made):
     attempts, borders = made
     start, end = attempts["ts"].sort()[attempts.height // 4], whole(attempts).end
@@ -125,7 +125,7 @@ def test_rows_come_back_whole_and_cut(made):
 
 
 @given(made=scraped())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=35, deadline=None)
 def test_bounds_of_steps_hold_their_quantiles(made):
     attempts, borders = made
     for own in cut(attempts, borders).targets.values():
