@@ -20,6 +20,7 @@ import argparse
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -242,13 +243,17 @@ def cut_rows(sweeps: Mapping[str, LoadPoints]) -> pl.DataFrame:
 
 def tuning_rows(sweeps: Mapping[str, LoadPoints]) -> pl.DataFrame:
     """One row per constant, value and cut: what that value gives (`summary`), others as in use."""
+
+    @cache
+    def figures(prior: Prior, by: str) -> dict[str, float]:
+        """What these constants give; those in use are a row of each constant."""
+        return summary(list(cases(sweeps, prior, by=(by,))))
+
     rows = [
         {"constant": name, "value": value, "is_in_use": value == getattr(PRIOR, name), "cut": by}
         | {
             key.replace(" / ", "_over_").replace(" ", "_"): figure
-            for key, figure in summary(
-                list(cases(sweeps, replace(PRIOR, **{name: value}), by=(by,)))
-            ).items()
+            for key, figure in figures(replace(PRIOR, **{name: value}), by).items()
         }
         for name, values in NEIGHBORS.items()
         for value in values

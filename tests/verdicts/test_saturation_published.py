@@ -14,6 +14,7 @@ than is looked, 3 %: a curve that goes on rising past 4 × the load seen is abov
 
 import random
 import sys
+from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -52,13 +53,13 @@ def silicon(tuning):
 
 
 def fitted(loads: LoadPoints, kept: int | None = None) -> Estimate:
-    points = pl.DataFrame(
-        {
-            "running_requests": loads.running[:kept],
-            "output_tokens_per_second": loads.output[:kept],
-        }
-    )
-    return fit_points(points).capacity
+    return _fitted(*(tuple(each[:kept].tolist()) for each in (loads.running, loads.output)))
+
+
+@cache
+def _fitted(running: tuple[float, ...], output: tuple[float, ...]) -> Estimate:
+    points = {"running_requests": running, "output_tokens_per_second": output}
+    return fit_points(pl.DataFrame(points)).capacity
 
 
 def cases(sweeps, tuning, by):
