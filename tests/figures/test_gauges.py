@@ -51,6 +51,15 @@ def over_time(frame):
             [(0, 3), (10, 3), (20, 4)],
             id="a target that failed since does not",
         ),
+        pytest.param(
+            [
+                *(("a", "0", s, 1) for s in (0, 10, 20, 30, 90, 100)),
+                *(("b", "0", s, 2) for s in range(0, 110, 10)),
+            ],
+            {"a": [0, 10, 20, 30, 90, 100], "b": range(0, 110, 10)},
+            [(s, 2 if 55 <= s < 90 else 3) for s in range(0, 110, 10)],
+            id="within a gap a value holds for 2.5 intervals",
+        ),
         pytest.param([], {"a": [0]}, [], id="not observed"),
     ],
 )

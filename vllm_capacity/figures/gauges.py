@@ -7,9 +7,9 @@ an even interval this is the plain mean over samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
 
 from vllm_capacity.facts.metrics import KV_CACHE, RUNNING, WAITING
@@ -107,8 +107,8 @@ def summed(samples: pl.DataFrame, attempts: pl.DataFrame, metric: str) -> pl.Dat
     rows = samples.filter(pl.col("metric") == metric).select("instance", "engine", "ts", "value")
     failed = attempts.filter(~pl.col("is_good")).select("instance", "ts")
     down = rows.select("instance", "engine").unique().join(failed, on="instance")
-    ends = [down.with_columns(value=pl.lit(0.0)), *_ends_of_holding(rows)]
-    known = pl.concat([rows, *(end.select(rows.columns) for end in ends)]).sort("ts")
+    ends = pl.concat([down, _ends_of_holding(rows)]).with_columns(value=pl.lit(0.0))
+    known = pl.concat([rows, ends]).sort("ts")
     change = pl.col("value") - pl.col("value").shift(1, fill_value=0.0).over("instance", "engine")
     # The cost of a running sum of changes depends on the samples, not on the number of engines.
     total = (
@@ -121,19 +121,20 @@ def summed(samples: pl.DataFrame, attempts: pl.DataFrame, metric: str) -> pl.Dat
     return total.with_columns(hold_seconds=hold_seconds(total.get_column("ts")))
 
 
-def _ends_of_holding(rows: pl.DataFrame) -> Iterator[pl.DataFrame]:
-    """Rows with value 0 where an engine's samples stop holding without a newer one."""
-    for _, own in rows.sort("ts").group_by("instance", "engine", maintain_order=True):
+def _ends_of_holding(rows: pl.DataFrame) -> pl.DataFrame:
+    """When an engine's samples stop holding without a newer one: instance, engine, ts."""
+    ends = [rows.select("instance", "engine", "ts").clear()]
+    for own in rows.sort("ts").partition_by("instance", "engine", maintain_order=True):
         if own.height < 2:
             continue  # how long a single sample holds is unknown
-        held = hold_seconds(own.get_column("ts"))
-        until = pl.col("ts") + (pl.lit(held) * 1e6).cast(pl.Duration("us"))
-        after = pl.col("ts").shift(-1)
-        is_over = (until < after).fill_null(False)
-        is_last = pl.int_range(pl.len()) == pl.len() - 1
-        last = pl.col("ts") + pl.duration(microseconds=round(GAP_FACTOR * float(held[-1]) * 1e6))
-        ended = own.with_columns(ts=pl.when(is_last).then(last).otherwise(until), value=pl.lit(0.0))
-        yield ended.filter(own.select(is_over | is_last).to_series())
+        held = hold_seconds(own.get_column("ts")).to_numpy()
+        times = own.get_column("ts").to_physical().to_numpy()
+        until = times[:-1] + (held[:-1] * 1e6).astype(np.int64)
+        last = times[-1] + round(GAP_FACTOR * float(held[-1]) * 1e6)
+        over = pl.Series("ts", np.append(until[until < times[1:]], last)).cast(rows.schema["ts"])
+        name = own.select(pl.col("instance", "engine").first())
+        ends.append(name.join(over.to_frame(), how="cross"))
+    return pl.concat(ends)
 
 
 def gauge_of(rows: pl.DataFrame) -> Gauge:

@@ -299,7 +299,7 @@ def long_steps(seconds: np.ndarray, factor: float) -> tuple[np.ndarray, np.ndarr
     Two arrays: the position of each, and the median of the ten steps on either side of it, in
     seconds.
     """
-    if seconds.size < 2:
+    if seconds.size < 2 or seconds.max() < factor * seconds.min():
         return np.empty(0, np.int64), np.empty(0)
     width = 2 * _NEIGHBOURS + 1
     shortest = pl.Series(seconds).rolling_min(width, min_samples=1, center=True).to_numpy()
