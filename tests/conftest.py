@@ -29,7 +29,7 @@ LONGEST = (
     *("test_by_hour", "test_report_browser", "test_lab_browser", "test_mirror", "test_rolled_up"),
     *("test_forecast_shared", "test_capacity_truth", "test_on_ray", "test_wheel"),
     *("test_tenant_truth", "test_short_parts", "test_fuzz", "test_prometheus_thinned"),
-    *("test_fleet_truth", "test_unloaded"),
+    *("test_by_hour_scraped", "test_plain_papermill", "test_fleet_truth", "test_unloaded"),
 )
 
 

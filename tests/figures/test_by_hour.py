@@ -1,11 +1,7 @@
 """Figures of a long range from hourly summaries equal those from all rows."""
 
-import os
 import random
-import shutil
-from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import pytest
 from polars.testing import assert_frame_equal
@@ -15,7 +11,6 @@ from tests.figures.small_windows import (
     counter,
     gauge,
     histogram,
-    small_rows,
     small_window,
     up,
 )
@@ -33,7 +28,6 @@ from vllm_capacity.facts.metrics import (
     WAITING,
 )
 from vllm_capacity.figures.by_hour import HourlyWindow, by_hour
-from vllm_capacity.telemetry.late import extend_window
 from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.timerange import iso
 
@@ -219,82 +213,6 @@ def test_charts_draw_as_much_as_all_rows_say(path):
     assert hours["ttft_p95_seconds"].max() == pytest.approx(rows["ttft_p95_seconds"].max(), rel=0.1)
 
 
-def scraped_by_two(rng):
-    """A target that a second job scrapes, too, with an hour's silence of each in turn."""
-    first, *others = a_server(rng, "a", every=60)
-    kept = {t: good for t, good in first.values.items() if not 6 * 3600 < t < 7 * 3600}
-    second = {t + 20.5: rng.random() < 0.97 for t in range(0, HOURS * 3600, 45)}
-    silent = {t: good for t, good in second.items() if not 3600 < t < 5 * 3600}
-    return [up(kept, job="first"), up(silent, job="second"), *others]
-
-
-def renamed(rng):
-    """A target whose job is renamed, and is scraped by both for a quarter of an hour."""
-    first, *others = a_server(rng, "a", every=60)
-    change = rng.uniform(3, 6) * 3600
-    old = {t: good for t, good in first.values.items() if t < change + 900}
-    new = {t + 7: good for t, good in first.values.items() if t >= change}
-    return [up(old, job="old"), up(new, job="new"), *others]
-
-
-def with_two_engines(rng):
-    """A target with two engines (data parallel), one of which is seen later."""
-    lines = a_server(rng, "a", every=60)
-    second = [
-        replace(
-            line,
-            key=replace(line.key, engine="1"),
-            values={t: value for t, value in line.values.items() if t > 9000},
-        )
-        for line in lines
-        if line.key.engine
-    ]
-    return [*lines, *second]
-
-
-def of_one_name(rng):
-    """Two targets of one name: what each counts alternates."""
-    first, *others = a_server(rng, "a", every=60)
-    second, *more = a_server(rng, "a", every=45)
-    ups = [up(line.values, job=job) for line, job in ((first, "first"), (second, "second"))]
-    return [*ups, *others, *more]
-
-
-def with_late_up(rng):
-    """Two targets, of which one has no `up` for the first hours."""
-    first, *others = a_server(rng, "a", every=60)
-    since = rng.uniform(3, 6) * 3600
-    late = {t: good for t, good in first.values.items() if t >= since}
-    return [up(late), *others, *a_server(rng, "b", every=60)]
-
-
-def with_lost_up(rng):
-    """Two targets, of which one has no `up` for the last hours."""
-    first, *others = a_server(rng, "a", every=60)
-    until = rng.uniform(3, 6) * 3600
-    early = {t: good for t, good in first.values.items() if t < until}
-    return [up(early), *others, *a_server(rng, "b", every=60)]
-
-
-def scraped_by_two_without_names(rng):
-    """A target that a second job without a name of its own scrapes for most of the time."""
-    _, *others = a_server(rng, "a", every=60)
-    attempts = dict.fromkeys(range(0, HOURS * 3600, 60), True)
-    second = {t + 20.0: rng.random() < 0.97 for t in attempts if 3600 < t < 8 * 3600}
-    return [up(attempts | second), *others]
-
-
-SCRAPED = (
-    scraped_by_two,
-    renamed,
-    with_two_engines,
-    of_one_name,
-    with_late_up,
-    with_lost_up,
-    scraped_by_two_without_names,
-)
-
-
 def assert_counts_are_those_of_all_rows(path):
     for start, end in ((None, None), (at(3000), at(8.3 * 3600))):
         test_counts_are_those_of_all_rows(path, start, end)
@@ -303,100 +221,8 @@ def assert_counts_are_those_of_all_rows(path):
         test_losses_are_bounded_as_by_all_rows(path, start, end)
 
 
-@pytest.mark.parametrize("lines", SCRAPED)
-def test_counts_are_those_of_all_rows_whoever_scrapes(lines, tmp_path):
-    path = small_window(tmp_path, *lines(random.Random(1))).path
-    assert_counts_are_those_of_all_rows(path)
-
-
-def test_late_attempts_of_another_job_count_as_in_all_rows(tmp_path):
-    """They are of one hour, but may decide whose attempts count in every hour."""
-    path = small_window(tmp_path, *renamed(random.Random(2))).path
-    hourly(path)
-    late = {t + 31.0: t % 7 > 0 for t in range(4 * 3600, 6 * 3600, 15)}
-    extend_window(path, small_rows(up(late, job="late")))
-    assert_counts_are_those_of_all_rows(path)
-
-
 def hourly(path, start=None, end=None):
     """The analysis by the hour, a piece for each."""
     window = open_window(path)
     time_range = window.clamp(start, end)
     return Analysis(by_hour(window, time_range, rows_per_piece=1), time_range)
-
-
-def entries(path):
-    return {entry.name for entry in (path / ".rollup").glob("2*")}
-
-
-@pytest.fixture(scope="module")
-def kept_path(tmp_path_factory):
-    """A window of one server, every hour of it kept."""
-    rng = random.Random(11)
-    path = small_window(tmp_path_factory.mktemp("kept"), *a_server(rng, "a", every=200)).path
-    hourly(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def wanted(kept_path):
-    """The answer from hours that were kept whole."""
-    return hourly(kept_path).answer
-
-
-@pytest.fixture
-def own_path(kept_path, tmp_path):
-    """A copy of that window, for a test that changes it."""
-    return shutil.copytree(kept_path, tmp_path / kept_path.name)
-
-
-def test_rows_that_came_late_make_exactly_the_hours_new_that_they_touch(own_path):
-    most = hourly(own_path).gauges.running.max
-    kept = entries(own_path)
-    late = small_rows(gauge(RUNNING, {4 * 3600 + 1.5: 70}, instance="a"))
-    extend_window(own_path, late)
-    assert hourly(own_path).gauges.running.max == 70 != most
-    assert {name[:13] for name in entries(own_path) - kept} == {"2026-11-24T12"}
-    assert len(entries(own_path)) == len(kept)
-
-
-def cut_short(path):
-    path.write_bytes(path.read_bytes()[:-9])
-
-
-def spoil(path):
-    data = path.read_bytes()
-    path.write_bytes(data[:4] + bytes(byte ^ 1 for byte in data[4:-9]) + data[-9:])
-
-
-def pipe(path):
-    path.unlink()
-    os.mkfifo(path)
-
-
-@pytest.mark.parametrize("damage", [cut_short, spoil, pipe, Path.unlink])
-def test_a_kept_hour_that_is_not_whole_is_computed_anew(own_path, wanted, damage):
-    kept = next((own_path / ".rollup").glob("2026-11-24T10*"))
-    damage(kept / "steps.parquet")
-    assert hourly(own_path).answer == wanted
-
-
-def test_where_nothing_can_be_kept_the_answer_is_the_same(own_path, wanted, monkeypatch, tmp_path):
-    shutil.rmtree(own_path / ".rollup")
-    (own_path / ".rollup").write_text("in the way")
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
-    assert hourly(own_path).answer == wanted
-
-
-def test_what_an_end_of_the_range_cuts_is_not_kept(own_path):
-    kept = entries(own_path)
-    assert hourly(own_path, at(1000), at(8.5 * 3600)).answer
-    assert entries(own_path) == kept
-
-
-def test_hours_with_few_rows_are_kept_together(own_path, wanted):
-    shutil.rmtree(own_path / ".rollup")
-    together = Analysis.of(open_window(own_path)).answer
-    assert together.tokens.generation == wanted.tokens.generation
-    assert together.latency == wanted.latency
-    assert len(entries(own_path)) == 1

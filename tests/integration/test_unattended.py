@@ -1,4 +1,4 @@
-"""Reports that nobody watches: the README's cron line, run as cron runs it, and plain papermill."""
+"""Reports that nobody watches: the README's cron line, run as cron runs it."""
 
 import fcntl
 import os
@@ -10,7 +10,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import nbformat
 import psutil
 import pytest
 
@@ -20,10 +19,6 @@ from vllm_capacity.render.report.metadata import page_metadata
 ROOT = Path(__file__).resolve().parents[2]
 CLONE = "/path/to/vllm_capacity"  # as in the README
 WINDOW = "vllm-sweep"
-# One with parameters of every type, one without any; test_notebooks.py runs the others.
-NOTEBOOKS = [
-    ROOT / "notebooks" / f"{stem}.ipynb" for stem in ("05-plan", "08-how-another-gpu-is-scaled")
-]
 CLEAN = {".venv", "reports"}
 
 
@@ -153,33 +148,3 @@ def test_of_two_runs_at_once_one_writes_and_one_gives_the_reason(after_a_kill):
     assert "Another report is being written" in complaint[0]
     assert ended(first) == (0, [])
     assert page_metadata(clone / "reports" / f"{WINDOW}.html").line.window == WINDOW
-
-
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs_under_plain_papermill(notebook, tmp_path):
-    out = tmp_path / "out.ipynb"
-    command = [sys.executable, "-m", "papermill", "--no-progress-bar", "--no-log-output"]
-    ran = subprocess.run(
-        [*command, str(notebook), str(out), *given(notebook)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert ran.returncode == 0, ran.stderr
-    cells = nbformat.read(out, as_version=4).cells
-    tags = [tag for cell in cells for tag in cell.metadata.get("tags", [])]
-    assert ("injected-parameters" in tags) == bool(given(notebook))
-    assert cells[-1].outputs
-
-
-def given(notebook: Path) -> list[str]:
-    """Its own window as a parameter; nothing where a notebook reads no window."""
-    source = "".join(cell.source for cell in nbformat.read(notebook, as_version=4).cells)
-    return ["-p", "window", default_window(notebook)] if "\nwindow: str" in f"\n{source}" else []
-
-
-def default_window(notebook: Path) -> str:
-    cells = nbformat.read(notebook, as_version=4).cells
-    (parameters,) = [c for c in cells if "parameters" in c.metadata.get("tags", [])]
-    return re.search(r'^window: str = "([^"]+)"', parameters.source, re.M)[1]

@@ -96,14 +96,14 @@ def test_figures_are_those_of_the_folder_and_move_no_rows_but_of_the_ends(bucket
 
 def test_of_a_short_part_come_the_rows_of_its_own_hours(bucket, tmp_path):
     """Of a server without a restart, no answer takes the rows in between."""
-    own, rows = long_window(tmp_path / "w", days=0.9), {"rows_per_piece": 1300}  # three hours
+    own, rows = long_window(tmp_path / "w", days=0.6), {"rows_per_piece": 1300}  # three hours
     rolled_up(own.path, None, **rows)
     publish(own.manifest, (own.path / ".rollup").glob("2*"), URL)
     window = open_window(URL)
-    part = window.clamp(MONDAY + timedelta(hours=9.5), MONDAY + timedelta(hours=10.5))
+    part = window.clamp(MONDAY + timedelta(hours=6.5), MONDAY + timedelta(hours=7.5))
     found = Analysis(as_read(window, part, **rows), part).answer
     hours = [int(Path(name).stem[-2:]) for name in copied(tmp_path)[0]]
-    assert hours == [0, 9, 10, 11, 21]  # first and last, for the window's extent
+    assert hours == [0, 6, 7, 8, 14]  # first and last, for the window's extent
     assert found == Analysis(own.remembering(), part).answer
 
 
@@ -136,19 +136,24 @@ def test_rows_come_when_they_are_asked_for(bucket, local):
     assert exact == Analysis.of(open_window(local), exact=True).answer
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_workers_leave_in_s3_what_they_leave_in_a_folder(bucket, local, tmp_path, count):
-    alone = shutil.copytree(local, tmp_path / "alone" / "w")
-    shutil.rmtree(alone / ".rollup", ignore_errors=True)
-    rows = {"rows_per_piece": HALF}
-    whole = rolled_up(alone, None, **rows)
+@pytest.fixture(scope="module")
+def alone(local, tmp_path_factory):
+    """What a worker makes of that window in a folder: the names of its entries."""
+    own = shutil.copytree(local, tmp_path_factory.mktemp("alone") / "w")
+    shutil.rmtree(own / ".rollup", ignore_errors=True)
+    whole = rolled_up(own, None, rows_per_piece=HALF)
     assert whole.pieces > 1
+    return whole, entries(own)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_workers_leave_in_s3_what_they_leave_in_a_folder(bucket, local, alone, tmp_path, count):
+    whole, names = alone
+    rows = {"rows_per_piece": HALF}
     put(local, with_entries=False)
     assert rolled_up(URL, None if count == 1 else OneAfterAnother(count), **rows) == whole
     found = bucket.ls("capacity/fleet/w/.rollup", detail=False)
-    assert sorted(name.rpartition("/")[2] for name in found) == [
-        f"{name}.tar" for name in entries(alone)
-    ]
+    assert sorted(name.rpartition("/")[2] for name in found) == [f"{name}.tar" for name in names]
     forget(tmp_path)
     assert rolled_up(URL, OneAfterAnother(2), **rows) == RolledUp(whole.pieces, 0)
 
