@@ -218,10 +218,12 @@ def process_changes(frame: pl.DataFrame, series: pl.DataFrame, lives: pl.DataFra
 
     Rows are sorted by series and time. Always false for gauges.
     """
+    changed = np.zeros(frame.height, dtype=bool)
+    if not (lives.get_column("life") > 0).any():
+        return pl.Series("changed", changed)
     life = life_of_rows(frame, series, lives).to_numpy()
     ids = frame.get_column("series_id")
     counted = series.filter(pl.col("kind").is_in(DIFFERENCED)).get_column("series_id")
-    changed = np.zeros(frame.height, dtype=bool)
     changed[1:] = (life[1:] != life[:-1]) & (ids.to_numpy()[1:] == ids.to_numpy()[:-1])
     return pl.Series("changed", changed) & ids.is_in(counted.implode())
 

@@ -52,8 +52,11 @@ def relabelling(rows: RowsInParts, presence: Presence, lives: pl.DataFrame) -> R
     `rows` are sorted by true time, and `presence` has seen all of them. `lives` are the processes
     (processes.py); addresses at which several processes answer in turn are not changed.
     """
+    gone, come = presence.changes()
+    if gone.is_empty() or come.is_empty():
+        return None
     in_turn = lives.filter(pl.col("doubt") == "in turn")
-    gone, come = (each.join(in_turn, on="instance", how="anti") for each in presence.changes())
+    gone, come = (each.join(in_turn, on="instance", how="anti") for each in (gone, come))
     gone, come = _of_one_life(gone, come, rows.series, lives)
     if gone.is_empty():
         return None

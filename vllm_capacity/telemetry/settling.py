@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -36,13 +37,14 @@ from vllm_capacity.telemetry.processes import (
     with_series_starts,
 )
 from vllm_capacity.telemetry.relabelled import Presence, counted_rows, relabelling
-from vllm_capacity.telemetry.rows import INGEST_NOTES_SCHEMA, Rows
+from vllm_capacity.telemetry.rows import INGEST_NOTES_SCHEMA, UTC_MICROSECONDS, Rows
 from vllm_capacity.telemetry.stamps import UNTIMED, note
 
 _ALIAS = "an older name of the same concept, in the same scrape"
 _TWIN = "the same series and sample time, counted once"
 _OTHER = "the same series and sample time with different values, of which one was kept"
 _TWINS = "a clock was set, and which of two scrapes with the same time came first is unknown"
+_DROPPED: dict[str, Any] = {"series_id": pl.Int64, "ts": UTC_MICROSECONDS, "why": pl.String}
 _CHECK_OF = {_ALIAS: "renamed", _TWIN: "duplicate", _OTHER: "clock"}
 _HOUR = timedelta(hours=1)
 STRETCH_ROWS = 200_000
@@ -206,6 +208,8 @@ class _Facts:
         One more for each target that has a dropped counter sample with a different value.
         """
         assert self._dropped is not None
+        if self._dropped.is_empty():
+            return pl.DataFrame(schema=INGEST_NOTES_SCHEMA)
         dropped = self._dropped.join(
             series.select("series_id", "instance", "metric", "kind"), on="series_id"
         )
@@ -231,8 +235,10 @@ class _Facts:
 def _deduplicated(frame: pl.DataFrame, value: str) -> Tables:
     """One row per (series, time), of the newest spelling; and (series, time, why) of the others."""
     ordered = frame.sort("series_id", "ts", "alias_priority", maintain_order=True)
-    is_first = pl.struct("series_id", "ts").is_first_distinct()
-    marked = ordered.with_columns(is_kept=is_first, is_other=pl.col(value) != pl.col(value).shift())
+    marked = ordered.with_columns(is_kept=pl.struct("series_id", "ts").is_first_distinct())
+    if marked.get_column("is_kept").all():
+        return ordered.drop("alias_priority", "arrival"), pl.DataFrame(schema=_DROPPED)
+    marked = marked.with_columns(is_other=pl.col(value) != pl.col(value).shift())
     best = pl.col("alias_priority").min().over("series_id", "ts")
     why = (
         pl.when(pl.col("alias_priority") > best)
