@@ -46,6 +46,12 @@ def local(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    """A window of two scrapes in a folder, for what rests on no figures."""
+    return small_window(tmp_path_factory.mktemp("short"), up({0: True, 60: True})).path
+
+
+@pytest.fixture(scope="module")
 def files(server):
     """The files of the server, whatever a test says in its environment."""
     endpoint, key, secret = (server[name] for name in SERVER[:3])
@@ -212,8 +218,8 @@ def no_hour(bucket):
         pytest.param(no_hour, URL, SourceError, "incomplete", id="an hour is gone"),
     ],
 )
-def test_a_path_that_is_not_a_window_is_reported(bucket, local, spoil, url, error, says):
-    put(local)
+def test_a_path_that_is_not_a_window_is_reported(bucket, short, spoil, url, error, says):
+    put(short)
     if spoil is not None:
         spoil(bucket)
     with pytest.raises(error, match=says):
@@ -260,8 +266,8 @@ def test_a_missing_input_is_reported_in_a_line_with_exit_code_2(bucket, monkeypa
     assert (raised.value.exit_code, "\n" in str(raised.value)) == (2, False)
 
 
-def test_a_profile_has_credentials_and_the_server(bucket, local, monkeypatch, tmp_path):
-    put(local)
+def test_a_profile_has_credentials_and_the_server(bucket, short, monkeypatch, tmp_path):
+    put(short)
     own = {name: os.environ[name] for name in SERVER}
     for name in SERVER:
         monkeypatch.delenv(name)
@@ -272,7 +278,7 @@ def test_a_profile_has_credentials_and_the_server(bucket, local, monkeypatch, tm
     monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(secrets))
     monkeypatch.setenv("AWS_PROFILE", "lab")
-    assert open_window(URL).extent == open_window(local).extent
+    assert open_window(URL).extent == open_window(short).extent
 
 
 @pytest.mark.parametrize(
@@ -292,9 +298,8 @@ def test_windows_in_s3_are_not_listed():
         CliRunner().invoke(cli, ["windows", "s3://capacity/fleet"], catch_exceptions=False)
 
 
-def test_a_window_of_format_1_which_lists_no_files_is_refused(bucket, tmp_path):
-    short = small_window(tmp_path, up({0: True, 60: True}))
-    note = json.loads((short.path / "window.json").read_text())
+def test_a_window_of_format_1_which_lists_no_files_is_refused(bucket, short):
+    note = json.loads((short / "window.json").read_text())
     del note["files"]
     bucket.pipe_file("capacity/fleet/w/window.json", json.dumps({**note, "format": 1}).encode())
     with pytest.raises(WindowError, match="no list of its files"):
