@@ -318,6 +318,9 @@ class Engine:
 
     def advance(self, until: float) -> None:
         """Make every step that ends by `until`."""
+        if until < self._step_end and self._source.peek() > self.now:
+            return  # the next step is known to end later, and nobody came before it
+        self._step_end = -INF
         while True:
             self._take(self.now)
             if not self.running and not self.waiting:
@@ -364,6 +367,7 @@ class Engine:
         chunks, admitted, prompt_tokens = plan
         seconds = self._seconds(prompt_tokens)
         if self.now + seconds > until:
+            self._step_end = self.now + seconds
             return True
         self._keep_noise = None
         for request in admitted:
@@ -539,13 +543,14 @@ class Engine:
             return False
         if not batch:
             raise RuntimeError("the request at the head of the queue can never fit the cache")
+        first = self._seconds(0)
+        if self.now + first > until:
+            self._step_end = self.now + first
+            return True
         count = min(self._ends[0][0] - self._step, _MOST_STEPS)
         count = 1 if self._free < batch else min(count, BLOCK_TOKENS * (self._free // batch))
         arrival = INF if self._is_blocked() else self._source.peek()
         change = next((edge for edge in self._edges if edge > self.now), INF)
-        first = self._seconds(0)
-        if self.now + first > until:
-            return True
         horizon = min(until, arrival, change)
         count = max(1, min(count, int((horizon - self.now) / first) + 2))
         if count <= 1:
@@ -598,6 +603,7 @@ class Engine:
     _keep_noise: tuple[float, float] | None = None
     _before: int = 0
     _began: float = 0.0
+    _step_end: float = -INF  # of the next step, if it was found to end too late
 
     def _seconds(self, prompt_tokens: int) -> float:
         """How long the next step takes. Its noise stays the same until the step is made."""
