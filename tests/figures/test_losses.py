@@ -5,9 +5,10 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from tests.answering import answer
 from tests.telemetry.served import REQUESTS, T0, Process, process, scraped
+from vllm_capacity.analysis import Analysis
 from vllm_capacity.figures import losses, scrapes, traffic
+from vllm_capacity.record import plain
 from vllm_capacity.telemetry.store import write_window
 from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.timerange import TimeRange
@@ -161,13 +162,18 @@ def dying(tmp_path, *, grids=None):
     return window_of(tmp_path, pods, grids or {"dies": times, "stays": times})
 
 
-def quality_report(window, check, **options):
-    return [f for f in answer(window, **options)["quality"] if f["check"] == check]
+def quality_report(window, check):
+    return [f for f in plain(Analysis.of(window).quality) if f["check"] == check]
 
 
-def test_a_server_that_stays_dead_has_a_bound_and_is_named(tmp_path):
-    window = dying(tmp_path)
-    [outage], [stretch] = quality_report(window, "outage"), lost_of(window).stretches
+@pytest.fixture(scope="module")
+def dead(tmp_path_factory):
+    """The window of a server that dies and is still asked."""
+    return dying(tmp_path_factory.mktemp("dead"))
+
+
+def test_a_server_that_stays_dead_has_a_bound_and_is_named(dead):
+    [outage], [stretch] = quality_report(dead, "outage"), lost_of(dead).stretches
     assert (outage["severity"], outage["count"]) == ("warning", 40)
     assert "dies stopped answering" in outage["effect"]
     assert stretch.running > 0
@@ -175,10 +181,8 @@ def test_a_server_that_stays_dead_has_a_bound_and_is_named(tmp_path):
     assert outage["max_effect"]["requests.finished"] == stretch.requests > stretch.running
 
 
-def test_a_dead_server_is_not_still_scraped(tmp_path):
-    assert "still scraped" not in " ".join(
-        f["effect"] for f in quality_report(dying(tmp_path), "series")
-    )
+def test_a_dead_server_is_not_still_scraped(dead):
+    assert "still scraped" not in " ".join(f["effect"] for f in quality_report(dead, "series"))
 
 
 def test_a_pod_no_longer_scraped_is_bounded_by_its_next_scrape(tmp_path):

@@ -4,9 +4,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.answering import answer
+from vllm_capacity.analysis import Analysis
 from vllm_capacity.facts.metrics import GENERATION_TOKENS, REQUESTS, TTFT
 from vllm_capacity.figures import latency, traffic
+from vllm_capacity.record import plain
 from vllm_capacity.telemetry.late import extend_window
 from vllm_capacity.telemetry.rows import RowBuffer, SeriesKey
 from vllm_capacity.telemetry.store import write_window
@@ -71,7 +72,7 @@ def result(window):
     """The findings about series that appeared or went on: severity, what they move."""
     return [
         (each["severity"], each["max_effect"])
-        for each in answer(window)["quality"]
+        for each in plain(Analysis.of(window).quality)
         if "with other labels" in each["effect"]
     ]
 
