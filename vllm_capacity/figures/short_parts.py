@@ -27,6 +27,7 @@ from vllm_capacity.figures.by_hour import (
     key_of,
     same_processes,
 )
+from vllm_capacity.figures.few_rows import with_few_rows
 from vllm_capacity.figures.pieces import NO_BASE, ROWS_PER_PIECE, Piece, all_rows, pieces_of
 from vllm_capacity.telemetry.memory import Database
 from vllm_capacity.telemetry.shelf import Entry, Shelf
@@ -72,13 +73,16 @@ def as_read(
 ) -> Window:
     """The window to use for figures of the range, wherever it is stored.
 
-    By the hour if the range is long. For a short part of a long window in S3, without copying all
-    rows if the entries of all its hours are stored there.
+    By the hour if the range is long; else from rows in memory if they are few. For a short part of
+    a long window in S3, without copying all rows if the entries of all its hours are stored there.
     """
-    is_far = window.manifest.origin is not None
-    if not is_far or time_range.hours > FROM_HOURS or not is_read_by_hour(window, window.extent):
+    if is_read_by_hour(window, time_range):
         return by_hour(window, time_range, rows_per_piece=rows_per_piece)
-    return short_part(window, time_range, rows_per_piece=rows_per_piece) or window.remembering()
+    if window.manifest.origin is None:
+        return with_few_rows(window)
+    is_short = time_range.hours <= FROM_HOURS and is_read_by_hour(window, window.extent)
+    part = short_part(window, time_range, rows_per_piece=rows_per_piece) if is_short else None
+    return part or window.remembering()
 
 
 def short_part(

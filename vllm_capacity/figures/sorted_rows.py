@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from vllm_capacity.telemetry.rows import microseconds
 from vllm_capacity.telemetry.window import Window
 
-_NAMES = ("metric", "instance", "engine", "model_name", "labels")
-_ORDER = ["metric", "instance", "engine", "labels"]
 Mask = NDArray[np.bool_]
+Indices = NDArray[np.int64]
+
+NAMES = ("metric", "instance", "engine", "model_name", "labels")
+ORDER = ["metric", "instance", "engine", "labels"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class SortedRows:
     base: pl.DataFrame = field(default_factory=pl.DataFrame)
     own: pl.DataFrame = field(default_factory=pl.DataFrame)
 
-    def of(self, series_ids: pl.Series) -> tuple[pl.DataFrame, NDArray[np.int64]]:
+    def of(self, series_ids: pl.Series) -> tuple[pl.DataFrame, Indices]:
         """The rows of these series in this order, each by time; and the series of each row."""
         parts, lengths = [self.own.clear()], []
         found = [_stretches(frame, series_ids) for frame in (self.base, self.own)]
@@ -75,17 +77,17 @@ class SortedWindow(Window):
             return super().shipped_sql(package, name, params)
         return answered(self, params)
 
-    def _wanted(self, params: Mapping[str, Any], kinds: tuple[str, ...]) -> pl.DataFrame:
+    def wanted(self, params: Mapping[str, Any], kinds: tuple[str, ...]) -> pl.DataFrame:
         """The series of the given metrics and kinds."""
         is_wanted = pl.col("metric").is_in(params["metrics"]) & pl.col("kind").is_in(kinds)
         return self.series.filter(is_wanted)
 
 
 def _scrape_increases(window: SortedWindow, params: Mapping[str, Any]) -> pl.DataFrame:
-    wanted = window._wanted(params, ("counter",)).sort(_ORDER, nulls_last=True)
+    wanted = window.wanted(params, ("counter",)).sort(ORDER, nulls_last=True)
     rows, which = window.samples.of(wanted["series_id"])
     value, run = pl.col("value"), pl.col("run")
-    first = pl.Series(_is_first(which))
+    first = pl.Series(is_first(which))
     counted = (
         pl.when(first & wanted["starts_at_zero"].fill_null(False).gather(which))
         .then(value)
@@ -100,29 +102,26 @@ def _scrape_increases(window: SortedWindow, params: Mapping[str, Any]) -> pl.Dat
             ts_before=pl.when(~first).then(pl.col("ts").shift(1)), ts="ts", increase=counted
         )
     )
-    return _in_order(found.filter(_is_within(params)), wanted)
+    return _in_order(found.filter(is_within(params)), wanted)
 
 
 def _gauge_samples(window: SortedWindow, params: Mapping[str, Any]) -> pl.DataFrame:
-    wanted = window._wanted(params, ("gauge", "info")).sort(_ORDER, nulls_last=True)
+    wanted = window.wanted(params, ("gauge", "info")).sort(ORDER, nulls_last=True)
     rows, which = window.samples.of(wanted["series_id"])
     found = _named(wanted, which).hstack(rows.select("ts", "value"))
-    return _in_order(found.filter(_is_within(params)), wanted)
+    return _in_order(found.filter(is_within(params)), wanted)
 
 
 def _histogram_states(window: SortedWindow, params: Mapping[str, Any]) -> pl.DataFrame:
-    wanted = window._wanted(params, ("histogram",)).sort("series_id")
-    rows, which = window.histograms.of(wanted["series_id"])
+    wanted = window.wanted(params, ("histogram",)).sort("series_id")
+    rows, which = before(*window.histograms.of(wanted["series_id"]), params["end"])
     start = microseconds(params["start"])
     times = rows["ts"].dt.epoch("us").to_numpy()
     steps = np.minimum((times - start) // params["step_us"], params["last_step"])
     steps[times < start] = -1
-    keys = (which, rows["run"].to_numpy(), steps)
-    changes = np.logical_or.reduce([key[1:] != key[:-1] for key in keys])
-    starts = np.append(0, np.flatnonzero(changes) + 1)[: max(1, rows.height) if rows.height else 0]
-    ends = np.append(starts[1:], rows.height)[: starts.size] - 1
+    starts, ends = stretch_ends(which, rows["run"].to_numpy(), steps)
     first, last = rows[starts], rows[ends]
-    named: pl.DataFrame = wanted.select("series_id", *_NAMES[:-1], "bounds", "starts_at_zero")[
+    named: pl.DataFrame = wanted.select("series_id", *NAMES[:-1], "bounds", "starts_at_zero")[
         which[ends]
     ]
     return named.hstack(
@@ -142,7 +141,7 @@ def _histogram_states(window: SortedWindow, params: Mapping[str, Any]) -> pl.Dat
 def _fastest_means(window: SortedWindow, params: Mapping[str, Any]) -> pl.DataFrame:
     least = params["least"]
     found = []
-    wanted = window._wanted(params, ("histogram",)).sort("series_id")
+    wanted = window.wanted(params, ("histogram",)).sort("series_id")
     for (metric,), series in wanted.group_by("metric", maintain_order=True):
         rows, which = window.histograms.of(series["series_id"])
         counts, sums, runs = (rows[name].to_numpy() for name in ("count", "sum", "run"))
@@ -172,7 +171,7 @@ def _run_starts(window: SortedWindow, params: Mapping[str, Any]) -> pl.DataFrame
     several = window.samples.with_several_runs()
     rows, which = window.samples.of(several)
     runs = rows["run"].to_numpy()
-    at = np.flatnonzero(~_is_first(which)[1:] & (runs[1:] > runs[:-1])) + 1
+    at = np.flatnonzero(~is_first(which)[1:] & (runs[1:] > runs[:-1])) + 1
     whose = several.to_frame().join(window.series, on="series_id", maintain_order="left")
     instances = whose["instance"].gather(which[at])
     found = pl.DataFrame(
@@ -182,16 +181,33 @@ def _run_starts(window: SortedWindow, params: Mapping[str, Any]) -> pl.DataFrame
     return latest.select("instance", "ts_before", "ts").sort("instance", "ts")
 
 
-def _is_first(which: NDArray[np.int64]) -> Mask:
+def is_first(which: Indices) -> Mask:
     """Whether each row is the first of its series."""
     return np.append(True, which[1:] != which[:-1])[: which.size]
 
 
-def _named(wanted: pl.DataFrame, which: NDArray[np.int64]) -> pl.DataFrame:
-    return wanted.select(_NAMES)[which]
+def stretch_ends(*keys: NDArray[Any]) -> tuple[Indices, Indices]:
+    """The first and the last row of each stretch of consecutive rows with equal keys."""
+    rows = keys[0].size
+    changes = np.logical_or.reduce([key[1:] != key[:-1] for key in keys])
+    firsts = np.append(0, np.flatnonzero(changes) + 1)[: max(1, rows) if rows else 0]
+    return firsts, np.append(firsts[1:], rows)[: firsts.size] - 1
 
 
-def _is_within(params: Mapping[str, Any]) -> pl.Expr:
+def before(rows: pl.DataFrame, which: Indices, end: datetime) -> tuple[pl.DataFrame, Indices]:
+    """The rows before `end`, and the series of each."""
+    is_before = rows.select(pl.col("ts") < end).to_series()
+    if is_before.all():
+        return rows, which
+    return rows.filter(is_before), which[is_before.to_numpy()]
+
+
+def _named(wanted: pl.DataFrame, which: Indices) -> pl.DataFrame:
+    return wanted.select(NAMES)[which]
+
+
+def is_within(params: Mapping[str, Any]) -> pl.Expr:
+    """Whether `ts` lies in [start, end) of the parameters."""
     start: datetime = params["start"]
     end: datetime = params["end"]
     return (pl.col("ts") >= start) & (pl.col("ts") < end)
@@ -199,8 +215,8 @@ def _is_within(params: Mapping[str, Any]) -> pl.Expr:
 
 def _in_order(found: pl.DataFrame, wanted: pl.DataFrame) -> pl.DataFrame:
     """Rows of series with equal sort keys, merged by time."""
-    if wanted.select(_ORDER).is_duplicated().any():
-        return found.sort(*_ORDER, "ts", nulls_last=True, maintain_order=True)
+    if wanted.select(ORDER).is_duplicated().any():
+        return found.sort(*ORDER, "ts", nulls_last=True, maintain_order=True)
     return found
 
 
