@@ -59,6 +59,7 @@ _STRETCH_COLUMNS = (
 _BASIS = "engine time fitted to ITL and prefill times"
 _SEED, _DRAWS = 18, 200
 _STRETCH_SECONDS, _MOST_STRETCHES = 60.0, 300
+_VALUES_AT_ONCE = 100_000  # of each column while drawing: 200 drawings of many stretches are large
 _ROUNDING = 1e-9  # a smaller slope of the error may be rounding
 _LEAST_STRETCHES, _LEAST_PREFILLS = 5, 30
 _STRETCHES_SIGMA, _INDEPENDENT = 0.05, 15  # correlated errors: so many are independent
@@ -187,31 +188,40 @@ def engine_time(found: pl.DataFrame, prefills: Prefills | None) -> EngineTime | 
         return f"too few minutes with output to separate prompt and output time ({few})"
     prompts = ("prompt_tokens", "prompt_tokens_per_step")
     computing = found.with_columns(pl.col(prompts) * prefills.computed_ratio)
-    columns = {name: computing[name].to_numpy() for name in found.columns[2:]}
+    # Values are in two dimensions: each row is one drawing of the stretches.
+    columns = {name: computing[name].to_numpy()[None] for name in found.columns[2:]}
+    law = _fitted(columns, prefills, np.zeros((1, 2)))
     rng = np.random.default_rng(_SEED)
-    law = _fitted(columns, prefills)
-    draws = [_drawn(columns, prefills, rng, law) for _ in range(_DRAWS)]
-    return EngineTime(_shares(columns, law), np.array(draws), found)
+    at_once = max(1, _VALUES_AT_ONCE // found.height)
+    draws = [
+        _drawn(columns, prefills, rng, law, count=min(at_once, _DRAWS - done))
+        for done in range(0, _DRAWS, at_once)
+    ]
+    return EngineTime(_shares(columns, law)[0], np.concatenate(draws), found)
 
 
 def _drawn(
-    columns: dict[str, Floats], prefills: Prefills, rng: np.random.Generator, law: Floats
+    columns: dict[str, Floats],
+    prefills: Prefills,
+    rng: np.random.Generator,
+    law: Floats,
+    *,
+    count: int,
 ) -> Floats:
-    count = len(columns["steps"])
-    some = rng.integers(0, count, count)
-    resampled = {name: values[some] for name, values in columns.items()}
-    noise = float(rng.normal()), float(rng.normal())
-    return _shares(columns, _fitted(resampled, prefills, noise, like=law))
+    """The shares from so many drawings: of resampled stretches and with noise."""
+    stretches = columns["steps"].size
+    some, noise = np.empty((count, stretches), np.int64), np.empty((count, 2))
+    for each in range(count):
+        some[each] = rng.integers(0, stretches, stretches)
+        noise[each] = rng.normal(size=2)
+    resampled = {name: values[0, some] for name, values in columns.items()}
+    return _shares(columns, _fitted(resampled, prefills, noise, like=law[0]))
 
 
 def _fitted(
-    columns: dict[str, Floats],
-    prefills: Prefills,
-    noise: tuple[float, float] = (0.0, 0.0),
-    *,
-    like: Floats | None = None,
+    columns: dict[str, Floats], prefills: Prefills, noise: Floats, *, like: Floats | None = None
 ) -> Floats:
-    """F, a, b and c by least squares of relative errors, none below 0.
+    """F, a, b and c of each drawing, by least squares of relative errors, none below 0.
 
     With `like`, a similar fit's result, that one's unknowns above 0 are tried first: no other
     result, only a quicker one.
@@ -219,21 +229,28 @@ def _fitted(
     itl, running = columns["itl_seconds"], columns["running"]
     prompts, kv = columns["prompt_tokens_per_step"], columns["kv_cache_ratio"]
     output = columns["output_tokens"]
-    sure = math.sqrt(min(1.0, _INDEPENDENT / len(itl))) / _STRETCHES_SIGMA
-    weights = sure * np.sqrt(output / output.mean())
-    rows = np.stack([np.ones_like(itl), running, prompts, kv], axis=1)
-    rows = rows / itl[:, None] * weights[:, None]
-    prefill, target = _prefill_row(columns, prefills, noise[0])
-    by_output = output / output.sum()
-    typical_kv, typical = float(by_output @ kv), float(by_output @ itl)
-    ratio = math.exp(_KV_SPREAD * noise[1])
-    prior = np.array([-ratio * typical_kv, 0.0, 0.0, typical_kv]) / typical / _KV_SIGMA
-    matrix = np.vstack([rows, prefill, prior])
-    wanted = np.concatenate([weights, [target, 0.0]])
-    scale = np.abs(matrix).max(axis=0)
+    draws, stretches = itl.shape
+    sure = math.sqrt(min(1.0, _INDEPENDENT / stretches)) / _STRETCHES_SIGMA
+    weights = sure * np.sqrt(output / output.mean(axis=1, keepdims=True))
+    rows = np.stack([np.ones_like(itl), running, prompts, kv], axis=2)
+    rows = rows / itl[:, :, None] * weights[:, :, None]
+    prefill, target = _prefill_rows(columns, prefills, noise[:, 0])
+    by_output = output / output.sum(axis=1, keepdims=True)
+    typical_kv, typical = np.vecdot(by_output, kv), np.vecdot(by_output, itl)
+    ratio = np.array([math.exp(_KV_SPREAD * each) for each in noise[:, 1]])
+    none = np.zeros(draws)
+    prior = np.stack([-ratio * typical_kv, none, none, typical_kv], axis=1)
+    prior = prior / typical[:, None] / _KV_SIGMA
+    matrix = np.concatenate([rows, prefill[:, None], prior[:, None]], axis=1)
+    wanted = np.concatenate([weights, target[:, None], none[:, None]], axis=1)
+    scale = np.abs(matrix).max(axis=1)
     scale[scale == 0] = 1.0
+    # The same problem in four rows.
+    orthogonal, reduced = np.linalg.qr(matrix / scale[:, None])
+    aim = (orthogonal.transpose(0, 2, 1) @ wanted[:, :, None])[:, :, 0]
     likely = () if like is None else tuple(np.flatnonzero(like).tolist())
-    return np.asarray(_least_squares(matrix / scale, wanted, likely) / scale, dtype=np.float64)
+    found = [_least_squares(*each, likely) for each in zip(reduced, aim, strict=True)]
+    return np.asarray(np.stack(found) / scale, dtype=np.float64)
 
 
 def _least_squares(matrix: Floats, wanted: Floats, likely: tuple[int, ...] = ()) -> Floats:
@@ -245,54 +262,52 @@ def _least_squares(matrix: Floats, wanted: Floats, likely: tuple[int, ...] = ())
     for every bill, and the import takes as long as the rest of it.
     """
     unknowns = matrix.shape[1]
-    orthogonal, reduced = np.linalg.qr(matrix)
-    aim = orthogonal.T @ wanted
     best, least = np.zeros(unknowns), math.inf
     sizes = range(unknowns, 0, -1)
     subsets = (own for count in sizes for own in combinations(range(unknowns), count))
     for own in chain((likely,) if likely else (), subsets):
-        part = reduced[:, own]
-        found = np.linalg.lstsq(part, aim, rcond=None)[0]
-        error = part @ found - aim
+        part = matrix[:, own]
+        found = np.linalg.lstsq(part, wanted, rcond=None)[0]
+        error = part @ found - wanted
         missed = float((error**2).sum())
         if missed < least and found.min() >= 0:
             best, least = np.zeros(unknowns), missed
             best[list(own)] = found
-            if (error @ reduced)[best == 0].min(initial=math.inf) > _ROUNDING:
+            if (error @ matrix)[best == 0].min(initial=math.inf) > _ROUNDING:
                 break
             if own is likely:
                 least = math.inf  # of equally good ones, the first in order counts
     return best
 
 
-def _prefill_row(
-    columns: dict[str, Floats], prefills: Prefills, noise: float
-) -> tuple[Floats, float]:
-    """The mean prefill as a step with one more prompt in it."""
-    by_prompt = columns["prompt_tokens"] / columns["prompt_tokens"].sum()
+def _prefill_rows(
+    columns: dict[str, Floats], prefills: Prefills, noise: Floats
+) -> tuple[Floats, Floats]:
+    """The mean prefill of each drawing as a step with one more prompt in it."""
+    by_prompt = columns["prompt_tokens"] / columns["prompt_tokens"].sum(axis=1, keepdims=True)
     own = prefills.prompt_tokens * prefills.computed_ratio / prefills.count
-    others = float(by_prompt @ columns["prompt_tokens_per_step"])
-    sigma = min(_PREFILL_SIGMA + _PREFILL_SIGMA_SHARED * others / own, _PREFILL_SIGMA_MOST)
-    mean = prefills.seconds / prefills.count * math.exp(sigma * noise)
+    others = np.vecdot(by_prompt, columns["prompt_tokens_per_step"])
+    sigma = np.minimum(_PREFILL_SIGMA + _PREFILL_SIGMA_SHARED * others / own, _PREFILL_SIGMA_MOST)
+    spread = np.array([math.exp(each) for each in sigma * noise])
+    mean = prefills.seconds / prefills.count * spread
     step = [
-        1.0,
-        float(by_prompt @ columns["running"]),
+        np.ones_like(others),
+        np.vecdot(by_prompt, columns["running"]),
         own + others,
-        float(by_prompt @ columns["kv_cache_ratio"]),
+        np.vecdot(by_prompt, columns["kv_cache_ratio"]),
     ]
-    return np.array(step) / mean / sigma, 1 / sigma
+    return np.stack(step, axis=1) / mean[:, None] / sigma[:, None], 1 / sigma
 
 
 def _shares(columns: dict[str, Floats], law: Floats) -> Floats:
-    """The time of all stretches by `COMPONENTS`, as shares of their sum."""
+    """The time of all stretches of each drawing by `COMPONENTS`, as shares of their sum."""
     steps, full = columns["steps"], columns["memory_bound_ratio"]
-    fixed = law[0] * steps
-    parts = np.array(
-        [
-            law[2] * columns["prompt_tokens"].sum(),
-            law[1] * columns["output_tokens"].sum(),
-            (fixed * (1 - full)).sum(),
-            (fixed * full).sum() + law[3] * (columns["kv_cache_ratio"] * steps).sum(),
-        ]
-    )
-    return np.asarray(parts / parts.sum(), dtype=np.float64)
+    fixed = law[:, :1] * steps
+    parts = [
+        law[:, 2] * columns["prompt_tokens"].sum(axis=1),
+        law[:, 1] * columns["output_tokens"].sum(axis=1),
+        (fixed * (1 - full)).sum(axis=1),
+        (fixed * full).sum(axis=1) + law[:, 3] * (columns["kv_cache_ratio"] * steps).sum(axis=1),
+    ]
+    found = np.stack(parts, axis=1)
+    return np.asarray(found / found.sum(axis=1, keepdims=True), dtype=np.float64)
