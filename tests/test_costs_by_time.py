@@ -11,7 +11,7 @@ from tests.answering import answer, assumed
 from tests.long_window import MONDAY, long_window
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.assumptions import Pricing
-from vllm_capacity.bills import priced
+from vllm_capacity.billed import priced
 from vllm_capacity.costs_by_time import HourRates, hour_of
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.fleet import Rule

@@ -26,11 +26,10 @@ from vllm_capacity.answer import (
     WindowExtent,
 )
 from vllm_capacity.assumptions import TARGETS, Assumptions, Hardware, Target
+from vllm_capacity.billed import BilledUse, charged
 from vllm_capacity.bills import (
-    BilledUse,
     Groups,
     billed_use,
-    charged,
     engine_name,
     engine_parts,
     engine_rates,
@@ -96,7 +95,7 @@ from vllm_capacity.verdicts.quality.evidence import Finding
 from vllm_capacity.verdicts.quality.report import quality_report
 from vllm_capacity.verdicts.replay import served
 from vllm_capacity.verdicts.saturation.advice import advice
-from vllm_capacity.verdicts.saturation.capacity import fleet_sum, headroom, utilization
+from vllm_capacity.verdicts.saturation.capacity import fleet_sum
 from vllm_capacity.verdicts.saturation.fit import Saturation, SaturationFit, engine_fits, saturation
 from vllm_capacity.verdicts.saturation.peers import completed, lenders, undisputed, unloaded
 from vllm_capacity.verdicts.saturation.slo import (
@@ -106,6 +105,7 @@ from vllm_capacity.verdicts.saturation.slo import (
     throughputs,
 )
 from vllm_capacity.verdicts.sizing import Policy, Pool, Surplus, busiest, one_of, surplus
+from vllm_capacity.verdicts.utilization import headroom, utilization
 
 _LIGHT_SHARE = 0.5
 

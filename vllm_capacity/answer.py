@@ -23,8 +23,8 @@ from vllm_capacity.verdicts.cost.bill import Costs
 from vllm_capacity.verdicts.hardware.unloaded import ByArithmetic
 from vllm_capacity.verdicts.quality.evidence import Finding
 from vllm_capacity.verdicts.saturation.advice import Advice
-from vllm_capacity.verdicts.saturation.capacity import headroom, utilization
 from vllm_capacity.verdicts.saturation.fit import Saturation
+from vllm_capacity.verdicts.utilization import headroom, utilization
 
 ATTAINMENT_GOAL = 0.95
 """The share of observations that must be within a target: targets are for the p95."""

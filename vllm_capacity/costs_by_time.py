@@ -20,7 +20,7 @@ from typing import Any
 import polars as pl
 
 from vllm_capacity.assumptions import Pricing
-from vllm_capacity.bills import rate_of
+from vllm_capacity.billed import rate_of
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.fleet import Rate
 from vllm_capacity.facts.metrics import GENERATION_TOKENS, REQUESTS

@@ -14,8 +14,8 @@ from vllm_capacity.estimate import Estimate, Figures, total
 from vllm_capacity.figures.latency import Quantile, latency
 from vllm_capacity.figures.makes import of_engines
 from vllm_capacity.record import SCHEMA_VERSION, Record
-from vllm_capacity.verdicts.saturation.capacity import headroom
 from vllm_capacity.verdicts.saturation.regimes import CLIENT, IDLE, LIMITS, UNKNOWN
+from vllm_capacity.verdicts.utilization import headroom
 
 
 @dataclass(frozen=True, repr=False)

@@ -56,6 +56,13 @@ def test_a_terminal_table_imports_no_schema_library():
     assert (done.returncode, done.stdout.split()) == (0, [])
 
 
+def test_laying_out_a_page_imports_nothing_that_computes():
+    heavy = ("polars", "duckdb", "numpy", "altair", "rich")
+    program = IMPORTED.format(code="import vllm_capacity.cli.report", heavy=heavy)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()) == (0, [])
+
+
 def test_what_opens_a_window_waits_for_no_library_that_it_does_not_use():
     heavy = ("scipy", "altair", "jsonschema")
     program = IMPORTED.format(code="import vllm_capacity as vc\nvc.open", heavy=heavy)

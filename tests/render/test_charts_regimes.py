@@ -7,8 +7,8 @@ from answer_by_hand import END, START, analysis, answer
 from charts_by_hand import caption, notes_of
 
 from vllm_capacity.render import charts
+from vllm_capacity.render.report import ROWS_AT_MOST
 from vllm_capacity.render.report.vega import page_chart
-from vllm_capacity.render.tables import ROWS_AT_MOST
 from vllm_capacity.verdicts.saturation.fit import Stretch
 
 FLIPS = 720

@@ -145,7 +145,7 @@ def test_explanation_has_every_requested_part(analysed):
     assert [place.name for place in found.definition.made_by] == ["headroom", "utilization"]
     assert set(found.queries) == set(found.rows) > {"counter_increase"}
     assert all(found.queries[name] and not found.rows[name].is_empty() for name in found.rows)
-    assert "vllm_capacity/verdicts/saturation/capacity.py:" in repr(found)
+    assert "vllm_capacity/verdicts/utilization.py:" in repr(found)
     assert "counter_increase" in found._repr_html_()
 
 

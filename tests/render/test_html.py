@@ -222,6 +222,12 @@ def test_output_is_shown_by_its_richest_safe_form(output, kind):
     assert kinds == ([kind] if kind else [])
 
 
+def test_sentences_are_paragraphs_and_cannot_be_markup():
+    said = page(piece("text", sentences=["a < b & c", HOSTILE]))
+    assert "<div><p>a &lt; b &amp; c</p>\n<p>" in said
+    assert HOSTILE not in said
+
+
 def test_table_of_an_analyst_loses_its_style_and_links():
     made = page(code({"text/html": "<style>td{}</style><table><td><a href='x'>cell</a></table>"}))
     table_html = str(BeautifulSoup(made, "html.parser").select_one(".scroll table"))

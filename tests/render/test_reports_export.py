@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 import vllm_capacity as vc
-from vllm_capacity.bills import BilledUse
+from vllm_capacity.billed import BilledUse
 from vllm_capacity.cli import cli
 from vllm_capacity.cli.export import FORMATS as OFFERED
 from vllm_capacity.errors import InputError

@@ -25,6 +25,7 @@ from vllm_capacity.render.tables import (
     reasons_once,
     table,
     table_of,
+    text,
     wrapped,
 )
 
@@ -218,6 +219,15 @@ def test_a_page_gets_only_the_cells_it_shows(monkeypatch):
     bundle = SHOWN._repr_mimebundle_()
     assert bundle[ELEMENT_MIME]["content"] == SHOWN.content
     assert {**bundle, ELEMENT_MIME: None} == {ELEMENT_MIME: None, "text/plain": "table"}
+
+
+def test_sentences_reach_a_page_as_text_and_the_lab_as_html(monkeypatch):
+    said = text("one < two", "three")
+    in_lab = said._repr_mimebundle_()
+    assert "<p>One &lt; two</p>\n<p>Three</p>" in in_lab["text/html"]
+    monkeypatch.setenv(RENDERER_VARIABLE, "page")
+    element = {"kind": "text", "content": {"sentences": ["One < two", "Three"]}}
+    assert said._repr_mimebundle_() == {ELEMENT_MIME: element, "text/plain": repr(said)}
 
 
 def test_row_has_one_cell_per_column():

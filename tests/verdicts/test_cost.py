@@ -13,10 +13,10 @@ from vllm_capacity.verdicts.cost.bill import (
     CostShare,
     Usage,
     bill,
-    cost_by_utilization,
     costs,
     shared_engine,
 )
+from vllm_capacity.verdicts.cost.by_utilization import cost_by_utilization
 
 MONEY_FIGURES = tuple(name for name in FIGURES if name != "utilization")
 NO_KNEE = Estimate.unknown("the curve does not bend")

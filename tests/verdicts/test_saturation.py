@@ -12,11 +12,12 @@ from vllm_capacity.estimate import Estimate
 from vllm_capacity.figures.steps import engine_frames, engine_steps
 from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.timerange import TimeRange
-from vllm_capacity.verdicts.saturation.capacity import fleet_sum, headroom, utilization
+from vllm_capacity.verdicts.saturation.capacity import fleet_sum
 from vllm_capacity.verdicts.saturation.fit import Stretch, engine_fits, saturation
 from vllm_capacity.verdicts.saturation.plateau import block_bootstrap
 from vllm_capacity.verdicts.saturation.regimes import BY_SEVERITY
 from vllm_capacity.verdicts.saturation.stretches import regimes, stretch_frame
+from vllm_capacity.verdicts.utilization import headroom, utilization
 
 HELD = 297.0
 """Output tokens/s that the recorded sweep held from 32 clients on, by its own summary."""

@@ -72,6 +72,9 @@ class Text:
         return "\n".join(self.sentences)
 
     def _repr_mimebundle_(self, **_: object) -> Bundle:
+        if is_for_page():
+            content = {"sentences": list(self.sentences)}
+            return {ELEMENT_MIME: {"kind": "text", "content": content}, "text/plain": repr(self)}
         paragraphs = "\n".join(f"<p>{html.escape(each)}</p>" for each in self.sentences)
         # Lab would typeset text between two dollar signs as a formula.
         shown = f'<div class="mathjax_ignore tex2jax_ignore">{paragraphs}</div>'
@@ -97,9 +100,6 @@ def text(*sentences: str) -> Text:
 
 
 Value = str | float | datetime | Estimate | None
-
-ROWS_AT_MOST = 200
-"""The rows of a table shown on a page; terminals, Markdown and CSV have all rows."""
 
 DASH = "–"
 _NO_BREAK = "\N{NO-BREAK SPACE}"

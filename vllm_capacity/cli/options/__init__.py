@@ -104,6 +104,10 @@ def listen_address(listen: str) -> tuple[str, int]:
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr that is called with (done, total); nothing if stderr is not a terminal."""
+    # Under cron, a bar would be mailed. (Rich takes the output of a Jupyter kernel for a terminal.)
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -113,9 +117,7 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    # Under cron, a bar would be mailed. (Rich takes the output of a Jupyter kernel for a terminal.)
-    is_terminal = sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), disable=not is_terminal) as bar:
+    with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

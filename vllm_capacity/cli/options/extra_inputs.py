@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-
-import polars as pl
+from typing import TYPE_CHECKING
 
 from vllm_capacity.cli.options.settings import InvoiceSettings, UsageSettings
 from vllm_capacity.errors import InputError
-from vllm_capacity.sources.invoices import read_invoice
-from vllm_capacity.sources.usage import read_usage
 from vllm_capacity.timerange import TimeRange
+
+if TYPE_CHECKING:
+    import polars as pl  # slow to import, and most pages have neither
 
 _DAY = "{day}"
 
@@ -91,6 +91,9 @@ class ExtraInputs:
 
     def _read(self, path: Path) -> pl.DataFrame:
         """The rows of a log, or the charges of the invoice; InputError for any other file."""
+        from vllm_capacity.sources.invoices import read_invoice
+        from vllm_capacity.sources.usage import read_usage
+
         if path not in self._frames:
             if path == self.invoice.invoice:
                 frame = read_invoice(path, columns=self.invoice.invoice_columns).frame
@@ -136,6 +139,8 @@ def _not_there(kind: str, name: object) -> str:
 
 def _inside(rows: pl.DataFrame, time_range: TimeRange) -> pl.DataFrame:
     """The rows that overlap the time range; one without duration may also lie at its start."""
+    import polars as pl
+
     start, end, first = pl.col("start"), pl.col("end"), pl.lit(time_range.start)
     is_instant = (start == end) & (start == first)
     return rows.filter(start < pl.lit(time_range.end), (end > first) | is_instant)

@@ -17,8 +17,7 @@ import polars as pl
 
 from vllm_capacity.render.charts import theme
 from vllm_capacity.render.charts.theme import VegaSpec
-from vllm_capacity.render.report import CHART_NOTES, HOVER, NOTEBOOK_WIDTH
-from vllm_capacity.render.tables import ROWS_AT_MOST
+from vllm_capacity.render.report import CHART_NOTES, HOVER, NOTEBOOK_WIDTH, ROWS_AT_MOST
 
 Chart = alt.TopLevelMixin
 

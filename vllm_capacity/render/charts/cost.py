@@ -29,7 +29,7 @@ from vllm_capacity.render.charts.time import (
 )
 from vllm_capacity.render.numbers import count, percent, reason, usd, value
 from vllm_capacity.render.prose import captions
-from vllm_capacity.verdicts.cost.bill import cost_by_utilization as same_bill
+from vllm_capacity.verdicts.cost.by_utilization import cost_by_utilization as same_bill
 
 _BARS_AT_LEAST = 3
 _CURVE_HEIGHT = 260

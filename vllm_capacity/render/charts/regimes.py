@@ -37,7 +37,7 @@ from vllm_capacity.render.charts.time import (
 from vllm_capacity.render.engines import short_names
 from vllm_capacity.render.prose import captions
 from vllm_capacity.render.prose.verdict import REGIMES
-from vllm_capacity.render.tables import ROWS_AT_MOST
+from vllm_capacity.render.report import ROWS_AT_MOST
 from vllm_capacity.verdicts.saturation import regimes as judged
 from vllm_capacity.verdicts.saturation.fit import Stretch
 from vllm_capacity.verdicts.saturation.regime_shares import leading_regimes, regime_shares

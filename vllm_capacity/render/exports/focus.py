@@ -20,7 +20,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 from vllm_capacity.analysis import Analysis
-from vllm_capacity.bills import Billed
+from vllm_capacity.billed import Billed
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.render.exports.currency import Currency

@@ -19,7 +19,7 @@ from dataclasses import dataclass, fields, replace
 from datetime import date
 from pathlib import Path
 
-from vllm_capacity.bills import Billed, BilledUse
+from vllm_capacity.billed import Billed, BilledUse
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate, listed, unit_of
 from vllm_capacity.render.exports.currency import USD, Currency

@@ -29,9 +29,9 @@ from vllm_capacity.render.numbers import (
 from vllm_capacity.verdicts.fleet import EngineRow
 from vllm_capacity.verdicts.hardware.unloaded import ByArithmetic
 from vllm_capacity.verdicts.saturation.advice import KV_MEMORY, REPLICAS
-from vllm_capacity.verdicts.saturation.capacity import NOT_REACHED
 from vllm_capacity.verdicts.saturation.fit import BORROWED, EXTRAPOLATED, Saturation
 from vllm_capacity.verdicts.saturation.regimes import CLIENT, IDLE, KV, PREFILL, SCHEDULER, UNKNOWN
+from vllm_capacity.verdicts.utilization import NOT_REACHED
 
 SIMULATED = "These figures come from a simulation, not from the telemetry of a server."
 

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import msgspec
 
-from vllm_capacity.bills import BilledUse
+from vllm_capacity.billed import BilledUse
 from vllm_capacity.errors import InputError
 from vllm_capacity.interface import RENAMED, RENAMED_PARAMETERS
 from vllm_capacity.render.numbers import days, plural

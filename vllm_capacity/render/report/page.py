@@ -22,11 +22,10 @@ import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from vllm_capacity.render.report import CHART_MIME, ELEMENT_MIME, JsonObject
+from vllm_capacity.render.report import CHART_MIME, ELEMENT_MIME, ROWS_AT_MOST, JsonObject
 from vllm_capacity.render.report.metadata import Metadata
 from vllm_capacity.render.report.trends import HEIGHT, WIDTH, series_trends
 from vllm_capacity.render.report.vega import ChartOf, PageChart, page_chart
-from vllm_capacity.render.tables import ROWS_AT_MOST
 
 _UNSAFE = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 _TABLE_TAGS = frozenset({"table", "thead", "tbody", "tfoot", "tr", "th", "td", "caption", "p", "b"})

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from vllm_capacity.assumptions import Assumptions, Pricing, pricing, slo_of
-from vllm_capacity.bills import BilledUse
+from vllm_capacity.billed import BilledUse
 from vllm_capacity.errors import InputError
 from vllm_capacity.facts.prices import price_text
 from vllm_capacity.render.report import page as html

@@ -46,10 +46,10 @@ class CodePlace(Record):
     @classmethod
     def of(cls, function: Function) -> CodePlace:
         """The location of a function of this package."""
-        file = Path(inspect.getsourcefile(function) or "")
+        code = inspect.unwrap(function).__code__
+        file = Path(code.co_filename)
         depth = function.__module__.count(".") + (2 if file.name == "__init__.py" else 1)
-        line = inspect.getsourcelines(function)[1]
-        return cls(function.__name__, "/".join(file.parts[-depth:]), line)
+        return cls(function.__name__, "/".join(file.parts[-depth:]), code.co_firstlineno)
 
     def __str__(self) -> str:
         return f"{self.name} ({self.file}:{self.line})"
@@ -163,7 +163,8 @@ def explanation(analysis: Analysis, path: str) -> Explanation:
 def shown_definitions(analysis: Analysis, figures: Sequence[str] = ()) -> Shown:
     """The definitions of these figures (all if none are given), with the rows behind them."""
     chosen = [each for each in DEFINITIONS if not figures or each.figure in figures]
-    rows = {source: _shown_rows(analysis, source) for each in chosen for source in each.sources}
+    sources = dict.fromkeys(source for each in chosen for source in each.sources)
+    rows = {source: _shown_rows(analysis, source) for source in sources}
     names = dict.fromkeys(source.query for source in rows)
     return Shown(
         tuple(

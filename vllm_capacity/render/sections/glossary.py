@@ -16,7 +16,7 @@ from textwrap import dedent
 
 import polars as pl
 
-from vllm_capacity import bills, costs_by_time
+from vllm_capacity import billed, bills, costs_by_time
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.assumptions import TARGETS
 from vllm_capacity.facts.metrics import (
@@ -46,7 +46,7 @@ from vllm_capacity.figures import (
     traffic,
 )
 from vllm_capacity.telemetry.window import query_text
-from vllm_capacity.verdicts import sizing
+from vllm_capacity.verdicts import sizing, utilization
 from vllm_capacity.verdicts.cost import bill as cost
 from vllm_capacity.verdicts.cost import idle
 from vllm_capacity.verdicts.demand import forecast, weeks
@@ -257,7 +257,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         "Utilization",
         "Output tokens per second (increase of the counter ÷ time between its first and last "
         "scrape) divided by the capacity; at most 1.",
-        (capacity.utilization, traffic.rate_per_second),
+        (utilization.utilization, traffic.rate_per_second),
         (_increase(GENERATION_TOKENS), *_STEPS),
         ("cost.utilization",),
     ),
@@ -266,7 +266,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         "Idle cost",
         "The bill × (1 − utilization): what was paid for capacity that nobody used. The cost at "
         "the knee is the cost × utilization: what it would be at full utilization.",
-        (cost.bill, capacity.utilization),
+        (cost.bill, utilization.utilization),
         (*_BILLED, _increase(GENERATION_TOKENS), *_STEPS),
         (
             "cost.idle_usd",
@@ -280,14 +280,14 @@ DEFINITIONS: tuple[Definition, ...] = (
         "Cost per request over time",
         f"Each part of the window is billed separately. {_BILL_TEXT} Parts are hours, or a round "
         "length that gives at most 48 of them; their bills add up to the total.",
-        (costs_by_time.costs_by_part, bills.rate_of),
+        (costs_by_time.costs_by_part, billed.rate_of),
         (*_BILLED, _growth(REQUESTS)),
     ),
     Definition(
         "headroom_ratio",
         "Headroom",
         "1 − utilization: what is left of the capacity while engines are billed.",
-        (capacity.headroom, capacity.utilization),
+        (utilization.headroom, utilization.utilization),
         (_increase(GENERATION_TOKENS), *_STEPS),
         ("saturation.headroom_ratio",),
     ),
@@ -296,7 +296,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         "Headroom within the latency targets",
         "1 − mean output tokens per second ÷ the throughput within the latency targets: what is "
         "left of it while the targets are met.",
-        (capacity.headroom, capacity.utilization, slo.slo_throughput),
+        (utilization.headroom, utilization.utilization, slo.slo_throughput),
         (_increase(GENERATION_TOKENS), *_STEPS),
         ("slo_headroom_ratio",),
     ),

@@ -18,12 +18,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
-import polars as pl
-
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate, Figures, Kind, listed, total
 from vllm_capacity.facts.prices import NO_PRICE
-from vllm_capacity.verdicts.saturation.capacity import NOT_REACHED, headroom, utilization
+from vllm_capacity.verdicts.utilization import NOT_REACHED, headroom, utilization
 
 OUTPUT_TOKEN_WEIGHT = 4.0
 """The weight of an output token relative to an input token if no seconds were measured (1:4)."""
@@ -36,9 +34,6 @@ _FALLING = (  # with more served
     "usd_per_million_output_tokens_split",
 )
 _RISING = ("tokens_per_usd", "utilization")
-_CURVE_POINTS = 60
-_CURVE_SCHEMA = {"utilization": pl.Float64, "usd_per_million_output_tokens": pl.Float64}
-_LIGHTEST_RATIO, _HALF_RATIO = 0.005, 0.5  # the curve begins between these
 
 
 @dataclass(frozen=True, repr=False)
@@ -462,20 +457,3 @@ def _weights(whole: Usage, shares: Mapping[str, Usage]) -> dict[str, float]:
     if any(tokens.values()):
         return tokens
     return {name: share.successful_requests or 0.0 for name, share in shares.items()}
-
-
-def cost_by_utilization(costs: Costs) -> pl.DataFrame:
-    """The same bill spread over fewer or more tokens: its cost at full capacity ÷ utilization.
-
-    Columns: utilization (0..1), usd_per_million_output_tokens; in geometric steps from half the
-    lowest utilization that the estimate allows up to full capacity. Empty if either is unknown, or
-    nothing was generated.
-    """
-    full, lightest = costs.usd_per_million_output_tokens_at_knee.mid, costs.utilization.low
-    if full is None or not costs.utilization.is_known or not lightest:
-        return pl.DataFrame(schema=_CURVE_SCHEMA)
-    first = min(_HALF_RATIO, max(lightest / 2, _LIGHTEST_RATIO))
-    ratio = (1 / first) ** (1 / (_CURVE_POINTS - 1))
-    used = [first * ratio**i for i in range(_CURVE_POINTS)]
-    rows = {"utilization": used, "usd_per_million_output_tokens": [full / each for each in used]}
-    return pl.DataFrame(rows, schema=_CURVE_SCHEMA)

@@ -52,6 +52,7 @@ from vllm_capacity.verdicts.saturation.curve import (
 )
 from vllm_capacity.verdicts.saturation.plateau import MIN_PLATEAU_SECONDS
 from vllm_capacity.verdicts.saturation.regimes import EngineSteps
+from vllm_capacity.verdicts.utilization import NOT_REACHED
 
 _BLOCK_SECONDS = 60.0
 _LIFETIMES = 2.0
@@ -226,8 +227,6 @@ def _scatter(running_seconds: Floats, tokens: Floats, which: Mask) -> float:
 _KV_LOAD_WIDTH = 0.15
 _LEAST_TELLING = 8.0
 _FULL_MINUTE = 0.9
-NOT_REACHED = "capacity was not reached on {}"
-"""The start of the reason if not every engine's capacity is known."""
 _MOST_SOURCES = 3
 
 
@@ -417,29 +416,6 @@ def _sources(parts: Mapping[str, Estimate]) -> list[str]:
     shown = [f"{engine}: {parts[engine].sources}" for engine in known if engine in largest]
     more = len(known) - len(shown)
     return [*shown, f"and {more} more"] if more else shown
-
-
-def utilization(output_tokens_per_second: float | None, capacity: Estimate) -> Estimate:
-    """Output rate ÷ capacity, 0..1.
-
-    Capped at 1: a rate above the extrapolated capacity means that the capacity is at least that
-    rate. Exactly 0 if nothing was generated, whatever the capacity; an upper bound if the capacity
-    is a lower bound. Unknown for None: generated tokens were not counted, or not by this label.
-    """
-    if output_tokens_per_second == 0:
-        return Estimate.exact(0.0, "nothing was generated")
-    if output_tokens_per_second is None:
-        return Estimate.unknown(
-            "the output rate is not known: generated tokens were not counted, or not by this label"
-        )
-    basis = f"{output_tokens_per_second:.4g} output tokens/s measured"
-    ratio = Estimate.exact(output_tokens_per_second, basis).divided_by(capacity)
-    return ratio.map(lambda value: min(value, 1.0))
-
-
-def headroom(used: Estimate) -> Estimate:
-    """The share of the capacity that is left: 1 − utilization, so exactly 1 for an idle window."""
-    return used.map(lambda share: 1 - share, is_decreasing=True)
 
 
 def no_less(peak: Estimate, best: BestMinute) -> Estimate:

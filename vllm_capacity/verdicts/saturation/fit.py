@@ -46,7 +46,6 @@ from vllm_capacity.verdicts.saturation.capacity import (
     extrapolated_running,
     fleet_sum,
     has_bent,
-    headroom,
     is_batch_small,
     is_easing,
     is_load_lasting,
@@ -59,7 +58,6 @@ from vllm_capacity.verdicts.saturation.capacity import (
     too_short,
     unbent,
     uneven,
-    utilization,
 )
 from vllm_capacity.verdicts.saturation.curve import (
     FARTHEST_LOAD,
@@ -80,6 +78,7 @@ from vllm_capacity.verdicts.saturation.loads import (
 from vllm_capacity.verdicts.saturation.plateau import ceiling, is_denied, plateau, slowed
 from vllm_capacity.verdicts.saturation.regimes import EngineSteps
 from vllm_capacity.verdicts.saturation.stretches import regime_rows, stretch_frame
+from vllm_capacity.verdicts.utilization import headroom, utilization
 
 CURVE_SCHEMA: Schema = {
     "running_requests": pl.Float64,
