@@ -70,13 +70,14 @@ def test_what_opens_a_window_waits_for_no_library_that_it_does_not_use():
     assert (done.returncode, done.stdout.split()) == (0, [])
 
 
-def test_computing_a_bill_imports_no_optimizer_and_no_http_client():
+def test_a_bill_of_a_small_window_imports_no_database_optimizer_or_http_client():
     code = (
         "from click.testing import CliRunner\nfrom vllm_capacity.cli import cli\n"
         "words = ['figures', 'vllm-sweep', '--usd-per-hour', '1', '--json']\n"
         "assert CliRunner().invoke(cli, words).exit_code == 0"
     )
-    program = IMPORTED.format(code=code, heavy=("scipy.optimize", "scipy.stats", "altair", "httpx"))
+    heavy = ("duckdb", "scipy.optimize", "scipy.stats", "altair", "httpx")
+    program = IMPORTED.format(code=code, heavy=heavy)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stdout.split()) == (0, [])
 

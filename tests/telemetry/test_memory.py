@@ -7,7 +7,7 @@ import pytest
 
 from tests.figures.small_windows import gauge, small_window
 from vllm_capacity.analysis import Analysis
-from vllm_capacity.errors import InputError
+from vllm_capacity.errors import InputError, WindowError
 from vllm_capacity.facts.metrics import RUNNING
 from vllm_capacity.telemetry import memory
 from vllm_capacity.telemetry.window import open_window
@@ -110,3 +110,20 @@ def test_a_database_is_closed_with_its_last_reference():
     gc.collect()
     there = rows(other, "select database_name from duckdb_databases()")
     assert ((name,) in there, (other.name,) in there) == (False, True)
+
+
+def test_a_database_is_made_with_its_first_cursor_and_again_if_that_failed():
+    tried = []
+
+    def prepare(cursor):
+        cursor.execute("create table samples as select 1 as value")
+        tried.append(len(tried))
+        if len(tried) == 1:
+            raise WindowError("unreadable")
+
+    own = memory.database(prepare)
+    assert tried == []
+    with pytest.raises(WindowError, match="unreadable"):
+        own.cursor()
+    assert rows(own, "select value from samples") == rows(own, "from samples") == [(1,)]
+    assert tried == [0, 1]

@@ -24,8 +24,8 @@ from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from itertools import groupby, pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import duckdb
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
@@ -46,6 +46,9 @@ from vllm_capacity.telemetry.mirror import at_hand
 from vllm_capacity.telemetry.processes import PROCESS_START
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange, iso
+
+if TYPE_CHECKING:
+    import duckdb
 
 ROWS_PER_PIECE = 400_000
 

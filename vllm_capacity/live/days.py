@@ -22,7 +22,6 @@ from enum import Enum
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
-import duckdb
 import msgspec
 
 from vllm_capacity.errors import InputError, NoTelemetryError, WindowError
@@ -311,12 +310,11 @@ def _removed(window: Path) -> bool:
 
 def _replaces(new: Path, old: Path) -> bool:
     """Whether a new window replaces the old: other rows or another end, but not fewer rows."""
-    with duckdb.connect() as connection:
-        came = read_manifest(new, connection)
-        try:
-            had = read_manifest(old, connection)
-        except WindowError:
-            return True  # the stored window is damaged
+    came = read_manifest(new)
+    try:
+        had = read_manifest(old)
+    except WindowError:
+        return True  # the stored window is damaged
     if _rows(came) < _rows(had):
         return False
     return came.provenance.get("end") != had.provenance.get("end") or not _is_same(came, had)

@@ -13,7 +13,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import polars as pl
 
 from vllm_capacity.errors import WindowError
@@ -51,8 +50,8 @@ def extend_window(path: Path, late: Rows) -> list[str]:
     """
     busy = f"Another run is still adding to {path}; nothing was done. Try again later."
     place = workplace(path / WORKPLACE, busy=busy, patience_seconds=_PATIENCE_SECONDS)
-    with place as folder, duckdb.connect() as connection:
-        held = read_manifest(path, connection, verify=True)
+    with place as folder:
+        held = read_manifest(path, verify=True)
         if "minute" in (held.provenance["grain"], held.provenance.get("counters")):
             raise WindowError(
                 f"{path} has minutes, not samples, so nothing can be added to it. Pull it again "
@@ -74,8 +73,7 @@ def extend_window(path: Path, late: Rows) -> list[str]:
 
 def stored_rows(path: Path) -> Rows:
     """The rows of a window, in the form that sources return."""
-    with duckdb.connect() as connection:
-        return _rows_of(read_manifest(path, connection))
+    return _rows_of(read_manifest(path))
 
 
 def _rows_of(held: Manifest) -> Rows:

@@ -17,16 +17,16 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
 
-import duckdb
 import polars as pl
 
 from vllm_capacity.errors import WindowError
+from vllm_capacity.telemetry.memory import database
 from vllm_capacity.telemetry.rows import (
     HISTOGRAMS_SCHEMA,
     INGEST_NOTES_SCHEMA,
@@ -92,7 +92,6 @@ class Manifest:
 
 def read_manifest(
     path: Path,
-    connection: duckdb.DuckDBPyConnection,
     *,
     verify: bool = False,
     origin: str | None = None,
@@ -106,10 +105,8 @@ def read_manifest(
     while True:
         text = _text(path)
         try:
-            found = _checked(path, _note(text, path), connection, origin)
-            size = sum(file.bytes for file in found.files)
-            _check_hashes(found, all_of_them=verify or size <= hashed_at_once_bytes)
-            return found
+            most = None if verify else hashed_at_once_bytes
+            return _checked(path, _note(text, path), origin, hashed_at_once_bytes=most)
         except WindowError:
             if _text(path) == text:  # otherwise it was replaced meanwhile
                 raise
@@ -249,23 +246,28 @@ def _note(text: str, path: Path) -> dict[str, Any]:
 
 
 def _checked(
-    path: Path, note: dict[str, Any], connection: duckdb.DuckDBPyConnection, origin: str | None
+    path: Path, note: dict[str, Any], origin: str | None, *, hashed_at_once_bytes: int | None
 ) -> Manifest:
+    """The manifest; hashes of hours are checked only up to so many bytes, None for any number."""
     has_list = note["format"] == FORMAT
     files = _listed(path, note.pop("files", None)) if has_list else _found(path)
     _check_tables(path, note["grain"], files)
     is_there = [origin is None or (path / file.name).exists() for file in files]
     there = list(compress(files, is_there))
     sized = [replace(file, bytes=_size(path, file, has_list=has_list)) for file in there]
-    counts = _row_counts(path, sized, connection)
-    read = [replace(file, rows=_rows(path, file, counts, has_list=has_list)) for file in sized]
-    files = [*read, *compress(files, (not is_here for is_here in is_there))]
+    away = list(compress(files, (not is_here for is_here in is_there)))
+    size = sum(file.bytes for file in [*sized, *away])
+    is_hashed = hashed_at_once_bytes is None or size <= hashed_at_once_bytes
+    read = sized if is_hashed and has_list else _with_rows(path, sized, has_list=has_list)
+    files = [*read, *away]
     _check_counts(path, note["counts"], files)
     if has_list:
         _check_extras(path, unlisted(path, files))
     else:  # no hashes show whether these are the files that were written
         _check_types(path, files)
-    return Manifest(path, note, tuple(files), origin)
+    found = Manifest(path, note, tuple(files), origin)
+    _check_hashes(found, all_of_them=is_hashed)  # with its hash, a file also has its listed rows
+    return found
 
 
 def _check_types(path: Path, files: Iterable[File]) -> None:
@@ -357,23 +359,24 @@ def _size(path: Path, file: File, *, has_list: bool) -> int:
     return found
 
 
-def _row_counts(
-    path: Path, files: Iterable[File], connection: duckdb.DuckDBPyConnection
-) -> dict[str, int]:
-    """The number of rows of each file by path, from the Parquet footers."""
+def _with_rows(path: Path, files: Sequence[File], *, has_list: bool) -> list[File]:
+    """The files with the rows that Parquet footers count; WindowError if the list differs."""
+    import duckdb  # slow to import: many small windows are read without it
+
     names = [as_pattern(path / file.name) for file in files]
     query = "select file_name, num_rows from parquet_file_metadata($names)"
+    own = database()  # kept until the rows are counted
     try:
-        return dict(connection.execute(query, {"names": names}).fetchall())
+        with own.cursor() as cursor:
+            counts = dict(cursor.execute(query, {"names": names}).fetchall())
     except duckdb.Error as error:
         raise damaged(path, str(error).splitlines()[0]) from None
-
-
-def _rows(path: Path, file: File, counts: Mapping[str, int], *, has_list: bool) -> int:
-    found = counts[str(path / file.name)]
-    if has_list and found != file.rows:
-        raise damaged(path, f"{file.name} has {found} rows, but was written with {file.rows}")
-    return found
+    for file in files:
+        found = counts[str(path / file.name)]
+        if has_list and found != file.rows:
+            what = f"{file.name} has {found} rows, but was written with {file.rows}"
+            raise damaged(path, what)
+    return [replace(file, rows=counts[str(path / file.name)]) for file in files]
 
 
 def _check_counts(path: Path, counts: Mapping[str, int], files: Iterable[File]) -> None:

@@ -9,20 +9,24 @@ from __future__ import annotations
 import os
 import re
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import count
 from pathlib import Path
-
-import duckdb
+from typing import TYPE_CHECKING
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.holding import private_folder
 
 MEMORY_LIMIT = "VLLM_CAPACITY_MEMORY_LIMIT"
 """The environment variable that `--memory-limit` sets."""
+
+if TYPE_CHECKING:
+    import duckdb
+
+    Connection = duckdb.DuckDBPyConnection
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?\s*", re.IGNORECASE)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
@@ -55,36 +59,55 @@ def parse_size(text: str) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Database:
-    """An in-memory database; all databases of a process share one memory limit."""
+    """An in-memory database, made when its first cursor is; it is removed with the last reference.
+
+    `prepare` is called once, with a cursor, before any other use. All databases of a process share
+    one memory limit. DuckDB is imported here at the earliest: it is not needed for small windows.
+    """
 
     name: str
-    _engine: duckdb.DuckDBPyConnection
+    prepare: Callable[[Connection], None]
 
-    def cursor(self) -> duckdb.DuckDBPyConnection:
+    def cursor(self) -> Connection:
         """A connection to it, in UTC, for one thread at a time."""
-        cursor = self._engine.cursor()
-        cursor.execute(f"use {self.name}")
-        return cursor
+        return _cursor(self._engine, self.name)
+
+    @cached_property
+    def _engine(self) -> Connection:
+        spill = private_folder("vllm-capacity-spill")
+        engine = _engine(limit_bytes(), str(spill / str(os.getpid())) if spill else "", os.getpid())
+        with engine.cursor() as cursor:
+            cursor.execute(f"attach ':memory:' as {self.name}")
+        detach = weakref.finalize(self, _detach, engine, self.name)
+        detach.atexit = False
+        try:
+            with _cursor(engine, self.name) as cursor:
+                self.prepare(cursor)
+        except BaseException:
+            detach()
+            raise
+        return engine
 
 
 _NUMBERS = count(1)
 
 
-def database() -> Database:
-    """Create a database; it is removed with the last reference to it."""
-    spill = private_folder("vllm-capacity-spill")
-    engine = _engine(limit_bytes(), str(spill / str(os.getpid())) if spill else "", os.getpid())
-    name = f"own_{next(_NUMBERS)}"
-    with engine.cursor() as cursor:
-        cursor.execute(f"attach ':memory:' as {name}")
-    made = Database(name, engine)
-    weakref.finalize(made, _detach, engine, name).atexit = False
-    return made
+def database(prepare: Callable[[Connection], None] = lambda cursor: None) -> Database:
+    """A database with what `prepare` puts into it."""
+    return Database(f"own_{next(_NUMBERS)}", prepare)
+
+
+def _cursor(engine: Connection, name: str) -> Connection:
+    cursor = engine.cursor()
+    cursor.execute(f"use {name}")
+    return cursor
 
 
 @cache
-def _engine(memory_limit_bytes: int, spill: str, pid: int) -> duckdb.DuckDBPyConnection:
+def _engine(memory_limit_bytes: int, spill: str, pid: int) -> Connection:
     """The one DuckDB of a process: starting one takes as long as reading an hour."""
+    import duckdb
+
     config: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": f"{memory_limit_bytes}B",
         "temp_directory": spill,
@@ -94,7 +117,9 @@ def _engine(memory_limit_bytes: int, spill: str, pid: int) -> duckdb.DuckDBPyCon
     return connection
 
 
-def _detach(engine: duckdb.DuckDBPyConnection, name: str) -> None:
+def _detach(engine: Connection, name: str) -> None:
+    import duckdb
+
     with suppress(duckdb.Error), engine.cursor() as cursor:
         cursor.execute(f"detach {name}")
 

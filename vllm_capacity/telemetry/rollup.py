@@ -15,9 +15,8 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import duckdb
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
@@ -33,6 +32,9 @@ from vllm_capacity.telemetry.manifest import (
 )
 from vllm_capacity.telemetry.rows import HISTOGRAMS_SCHEMA, SAMPLES_SCHEMA, UTC_MICROSECONDS
 from vllm_capacity.telemetry.shelf import Entry, Shelf
+
+if TYPE_CHECKING:
+    import duckdb
 
 _HASH_DIGITS = 24
 _KIND = "minutes-"

@@ -13,9 +13,8 @@ from datetime import datetime, timedelta
 from functools import cached_property, partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import duckdb
 import polars as pl
 from polars import selectors
 
@@ -37,6 +36,9 @@ from vllm_capacity.telemetry.manifest import (
 from vllm_capacity.telemetry.memory import Database, database, limit_bytes
 from vllm_capacity.telemetry.mirror import at_hand, at_this_machine, mirrored
 from vllm_capacity.timerange import TimeRange, parse_instant
+
+if TYPE_CHECKING:
+    import duckdb
 
 _READS_ROWS = re.compile("samples|histograms|minute", re.IGNORECASE)
 
@@ -200,7 +202,8 @@ class Window:
     @cached_property
     def _ensure_rows(self) -> bool:
         at_hand(self.manifest, self.manifest.files)
-        _show(self.manifest, self.database, TABLES)
+        with self.database.cursor() as cursor:
+            _show(self.manifest, TABLES, cursor)
         return True
 
     @cached_property
@@ -235,6 +238,8 @@ def asked(
 
     Raises InputError, naming the window, if the query fails.
     """
+    import duckdb  # slow to import, and small windows are read without it
+
     try:
         with database.cursor() as cursor:
             answer = pl.DataFrame(cursor.sql(query, params=dict(params) or None))
@@ -264,37 +269,37 @@ def open_window(name_or_path: str | Path, *, verify: bool = False) -> Window:
     """
     origin = str(name_or_path).rstrip("/") if is_s3(name_or_path) else None
     path = window_path(name_or_path) if origin is None else mirrored(origin)
-    own, pin = database(), Pin(path)
-    with own.cursor() as cursor:
-        manifest = read_manifest(path, cursor, verify=verify and origin is None, origin=origin)
+    pin = Pin(path)
+    manifest = read_manifest(path, verify=verify and origin is None, origin=origin)
     if verify and origin is not None:  # copying checks each file
         at_hand(manifest, manifest.files)
-    return _connected(manifest, own, pin)
+    return _connected(manifest, pin)
 
 
 def part_of(manifest: Manifest) -> Window:
     """The window of a known manifest, which may list only a part of the files."""
     here = at_this_machine(manifest)
-    return _connected(here, database(), Pin(here.path))
+    return _connected(here, Pin(here.path))
 
 
-def _connected(manifest: Manifest, own: Database, pin: Pin) -> Window:
+def _connected(manifest: Manifest, pin: Pin) -> Window:
     """The window with its views; if hour files are in S3, views of rows are created on first use.
 
-    Raises WindowError if a file cannot be read.
+    The first query raises WindowError if a file cannot be read.
     """
-    _show(manifest, own, SINGLE if manifest.origin else (*SINGLE, *TABLES))
-    return Window(manifest, own, pin)
+    tables = SINGLE if manifest.origin else (*SINGLE, *TABLES)
+    return Window(manifest, database(partial(_show, manifest, tables)), pin)
 
 
-def _show(manifest: Manifest, own: Database, tables: Sequence[str]) -> None:
+def _show(manifest: Manifest, tables: Sequence[str], cursor: duckdb.DuckDBPyConnection) -> None:
+    import duckdb
+
     try:
-        with own.cursor() as cursor:
-            for table in tables:
-                if paths := manifest.paths(table):
-                    cursor.read_parquet([as_pattern(each) for each in paths]).to_view(table)
-                else:
-                    cursor.sql(_EMPTY[table]).to_view(table)
+        for table in tables:
+            if paths := manifest.paths(table):
+                cursor.read_parquet([as_pattern(each) for each in paths]).to_view(table)
+            else:
+                cursor.sql(_EMPTY[table]).to_view(table)
     except duckdb.Error as error:
         raise damaged(manifest.path, str(error).splitlines()[0]) from error
 
