@@ -73,8 +73,7 @@ def with_few_rows(window: Window) -> Window:
 
 def _sorted_rows(window: Window, table: str, none: pl.DataFrame) -> SortedRows:
     frames = [frame.select(none.columns) for frame in window.manifest.frames(table)]
-    rows = pl.concat([none, *frames])  # each is sorted, and they are in order of time
-    return SortedRows(none, rows.sort("series_id", maintain_order=True))
+    return SortedRows(none, pl.concat([none, *frames]).sort("series_id", "ts"))
 
 
 def _series(window: FewRows, params: Mapping[str, Any]) -> pl.DataFrame:

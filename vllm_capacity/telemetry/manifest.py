@@ -5,7 +5,8 @@ The list defines the window: a file that is not on it is not part of the window,
 only counts the rows of each table, so the files of such a window are those that exist.
 
 Opening checks everything, except the hashes of samples, histograms and minutes. These are checked
-only in a small window, with `--verify`, and when the rollup reads a whole hour anyway.
+only in a small window, with `--verify`, and when the rollup reads a whole hour anyway; otherwise
+the number of rows in each file is.
 """
 
 from __future__ import annotations
