@@ -136,7 +136,7 @@ class Other(BaseHTTPRequestHandler):
 
 
 def test_a_run_reports_silent_targets_at_once(tmp_path):
-    told = []
+    reported = []
     with (
         serving(ThreadingHTTPServer(("127.0.0.1", 0), Other)) as url,
         httpx.Client(verify=False) as session,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vllm_capacity.estimate import Estimate
 
-NOT_REACHED = "capacity not reached on {}"
+NOT_REACHED = "capacity was not reached on {}"
 """The start of the reason if not every engine's capacity is known."""
 
 
