@@ -26,7 +26,6 @@ from vllm_capacity.facts.metrics import (
 from vllm_capacity.figures.scrapes import Gap, Restart
 from vllm_capacity.figures.steps import (
     Grid,
-    _at_ceiling_shares,
     bin_increases,
     engine_frames,
     engine_steps,
@@ -214,23 +213,40 @@ def test_a_window_without_an_engine_has_no_steps(tmp_path):
     assert engine_steps(window, time_range=time_range(0, 20)).is_empty()
 
 
-_LISTS = [None, [], [3.0], [4.0, 5.0, None], [None], [1.0, 5.0, 5.0, 2.0], []]
-_CEILINGS = [4.0, 4.0, 4.0, 4.0, 4.0, 5.0, None]
-
-
-@pytest.mark.parametrize("lists", [_LISTS, [None, []], []], ids=["mixed", "nothing ran", "none"])
-def test_share_of_scrapes_at_the_ceiling(lists):
-    running = pl.Series(lists, dtype=pl.List(pl.Float64))
-    ceiling = pl.Series(_CEILINGS[: len(lists)], dtype=pl.Float64)
-    rows = pl.DataFrame({"row": range(len(lists)), "running": running, "ceiling": ceiling})
-    shares = (
-        rows.filter(pl.col("running").list.len() > 0)
-        .explode("running")
-        .group_by("row")
-        .agg(share=(pl.col("running") >= pl.col("ceiling")).mean())
+@pytest.mark.parametrize(
+    ("waiting", "expected"),
+    [
+        pytest.param([0, 0, 0, 0], [None, None], id="nothing waits"),
+        pytest.param([1, 1, 1, 1], [0.5, 0.5], id="one less than the most is at the ceiling"),
+        pytest.param([0, 1, 1, 0], [1.0, 1.0], id="of the scrapes with waiting requests"),
+        pytest.param([1, 0, 0, 1], [0.0, 0.0], id="none of them"),
+    ],
+)
+def test_share_of_scrapes_at_the_ceiling(tmp_path, waiting, expected):
+    """The most that ran is 5, in the first of two steps."""
+    window = small_window(
+        tmp_path,
+        gauge(RUNNING, {0: 3, 5: 5, 10: 4, 15: 1}),
+        gauge(WAITING, {5 * k: value for k, value in enumerate(waiting)}),
     )
-    expected = rows.join(shares, on="row", how="left", maintain_order="left")["share"]
-    assert _at_ceiling_shares(running, ceiling).to_list() == expected.to_list()
+    found = engine_steps(window, time_range=time_range(0, 20), step_seconds=10)
+    assert found.get_column("at_ceiling_share").to_list() == expected
+
+
+def test_the_ceiling_is_that_of_the_engine(tmp_path):
+    """A step far below the ceiling of its engine has no scrape at it, whatever another's is."""
+    window = small_window(
+        tmp_path,
+        *(gauge(RUNNING, {0: high, 10: 2}, engine=name) for name, high in (("0", 9), ("1", 2))),
+        *(gauge(WAITING, {0: 1, 10: 1}, engine=name) for name in ("0", "1")),
+    )
+    found = engine_steps(window, time_range=time_range(0, 20), step_seconds=10)
+    assert found.select("engine", "at_ceiling_share").rows() == [
+        ("0", 1.0),
+        ("0", 0.0),
+        ("1", 1.0),
+        ("1", 1.0),
+    ]
 
 
 def engine_minutes(*rows):

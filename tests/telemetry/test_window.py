@@ -1,4 +1,6 @@
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from threading import Event
 
 import polars as pl
 import pytest
@@ -59,3 +61,18 @@ def test_a_derived_frame_is_made(sweep, is_remembering, times):
     window = sweep.remembering() if is_remembering else sweep
     found = [window.derived("tests", "places", make) for _ in range(2)]
     assert (len(made), found[-1] is made[-1]) == (times, True)
+
+
+def test_two_threads_that_ask_for_a_frame_share_it(sweep):
+    made, never = [], Event()
+
+    def make():
+        made.append(pl.DataFrame({"place": [len(made)]}))
+        never.wait(0.2)  # for the other thread to ask meanwhile
+        return made[-1]
+
+    window = sweep.remembering()
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: window.derived("tests", "places", make), range(2)))
+    assert len(made) == 1
+    assert found[0] is found[1]

@@ -38,16 +38,17 @@ from vllm_capacity.figures.steps import STEP_SCHEMA
 from vllm_capacity.telemetry.manifest import as_pattern, digest
 from vllm_capacity.telemetry.memory import Database, database
 from vllm_capacity.telemetry.shelf import Entry, Shelf
-from vllm_capacity.telemetry.window import Window, asked, query_text
+from vllm_capacity.telemetry.window import Answers, Window, asked, query_text
 from vllm_capacity.timerange import TimeRange
 
 FROM_HOURS = 6.0
 """A longer range is read by the hour, a shorter one row by row."""
 
-_VERSION, _LAYOUT = version("vllm-capacity"), 3  # of the code, and of what a piece leaves behind
+_VERSION, _LAYOUT = version("vllm-capacity"), 4  # of the code, and of what a piece leaves behind
 _HASH_DIGITS = 24
 OF_ALL_ROWS = ("relabelled",)  # also depends on the rows between first and last
 _SMALL = ("series", "intake")
+_AT_ONCE = 24  # pieces
 _LARGE = ("steps", "attempt_steps")  # not cached in memory: read again each time
 
 
@@ -97,6 +98,11 @@ class HourlyWindow(Window):
             self._frames[key] = found
         return self._frames[key]
 
+    def hourly_parts(self, name: str) -> Iterator[pl.DataFrame]:
+        """The named frame of the pieces in the range, a few pieces at a time, in order."""
+        for first in range(0, len(self._inside), _AT_ONCE):
+            yield _together(self._inside[first : first + _AT_ONCE], name)
+
     @cached_property
     def ends(self) -> Database:
         """The rows at the ends of pieces; made for the first query that needs them."""
@@ -142,7 +148,7 @@ def by_hour(
     pieces = tuple(kept_pieces(window, cut, shelf))
     own = {each.name: getattr(window, each.name) for each in fields(Window)}
     kept = {"time_range": time_range, "pieces": pieces, "shelf": shelf}
-    found = HourlyWindow(**{**own, "answers": {}, **kept})
+    found = HourlyWindow(**{**own, "answers": Answers(), **kept})
     vars(found)["extent"] = window.extent
     return found
 

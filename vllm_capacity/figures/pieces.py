@@ -44,7 +44,7 @@ from vllm_capacity.telemetry.manifest import TABLES, File, Manifest, read_hour
 from vllm_capacity.telemetry.memory import database, require_room
 from vllm_capacity.telemetry.mirror import at_hand
 from vllm_capacity.telemetry.processes import PROCESS_START
-from vllm_capacity.telemetry.window import Window
+from vllm_capacity.telemetry.window import Answers, Window
 from vllm_capacity.timerange import TimeRange, iso
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ def _own_window(window: Window, series: pl.DataFrame, rows: Base, base: Base) ->
     here = replace(window.manifest, origin=None)  # complete: nothing to fetch from S3
     inherited = {each.name: getattr(window, each.name) for each in fields(Window)}
     return SortedWindow(
-        **{**inherited, "manifest": here, "database": own, "answers": {}},
+        **{**inherited, "manifest": here, "database": own, "answers": Answers()},
         series=born,
         samples=SortedRows(base.samples, rows.samples),
         histograms=SortedRows(base.histograms, rows.histograms),

@@ -31,7 +31,7 @@ from vllm_capacity.figures.few_rows import with_few_rows
 from vllm_capacity.figures.pieces import NO_BASE, ROWS_PER_PIECE, Piece, all_rows, pieces_of
 from vllm_capacity.telemetry.memory import Database
 from vllm_capacity.telemetry.shelf import Entry, Shelf
-from vllm_capacity.telemetry.window import Window, asked, query_text
+from vllm_capacity.telemetry.window import Answers, Window, asked, query_text
 from vllm_capacity.timerange import TimeRange
 
 _OF_THE_PART = ("scrape_increases", "gauge_samples", "adapters")  # per scrape, from $start on
@@ -106,7 +106,7 @@ def short_part(
         )
     own = {each.name: getattr(window, each.name) for each in fields(Window)}
     found = ShortPart(
-        **{**own, "answers": {}},
+        **{**own, "answers": Answers()},
         pieces=tuple(pieces),
         here=connected(window, pieces),
         shelf=shelf,

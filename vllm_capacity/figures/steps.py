@@ -5,10 +5,11 @@ Rates are spread over gaps (and the affected steps are marked); totals never com
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -36,6 +37,9 @@ _STEP = [*_ENGINE, "step"]
 _MINUTE_SECONDS = 59.5  # scrapes come a little late or early
 MINUTE_SECONDS = 60.0
 _MOST_EMPTY_STEPS = 120  # in a row; a longer run becomes one step
+_QUEUED = ("queued_scrapes", "queued_near_max", "queued_at_max")
+"""Scrapes with waiting requests: all of them, those with the step's maximum of running requests or
+one less, and those with the maximum."""
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -255,7 +259,7 @@ def engine_steps(
     if window.counters == "minute":
         step_seconds = max(60.0, step_seconds or 60.0)  # the window has no finer resolution
     grid = Grid.of_scrapes(time_range, step_seconds or natural_step_seconds(attempts), attempts)
-    return _of_engine(_with_ceiling(_wide_steps(window, time_range, grid, attempts)), only)
+    return _by_engine([_of_engine(_wide_steps(window, time_range, grid, attempts), only)])
 
 
 def _of_engine(steps: pl.DataFrame, name: str | None) -> pl.DataFrame:
@@ -271,39 +275,41 @@ def minute_steps(window: Window, *, time_range: TimeRange, attempts: pl.DataFram
     """The engine steps of a piece of the window, one minute each (figures/pieces.py).
 
     Like `engine_steps`, except for the ceiling, which a piece alone does not know: instead of
-    `at_ceiling_share` there is `running_while_waiting`, the running requests in each scrape with
-    waiting ones.
+    `at_ceiling_share` there are the counts that it is made of (`_QUEUED`).
     """
     return _wide_steps(window, time_range, Grid(time_range, MINUTE_SECONDS), attempts)
 
 
-def _with_ceiling(steps: pl.DataFrame) -> pl.DataFrame:
-    """The steps with the columns of `STEP_SCHEMA`; computes `at_ceiling_share`."""
-    ceiling = steps.select((pl.col("running_max").max().over(_ENGINE) - 1).fill_null(np.nan))
-    shares = _at_ceiling_shares(
-        steps.get_column("running_while_waiting"), ceiling.to_series().to_numpy()
-    )
-    return steps.with_columns(at_ceiling_share=shares).select(list(STEP_SCHEMA))
+def _by_engine(parts: Iterable[pl.DataFrame]) -> pl.DataFrame:
+    """The steps of each engine in order of time, from parts in that order (`minute_steps`).
 
-
-def _at_ceiling_shares(running: pl.Series, ceiling: Floats) -> pl.Series:
-    """The share of each list that is at least its ceiling (nan: unknown); null if nothing is known.
-
-    `running` has a list per ceiling.
+    Of a month this is the largest frame of all: its parts go as their engines are put together.
     """
-    counts = running.list.len().fill_null(0).to_numpy().astype(np.int64)
-    rows = np.flatnonzero(counts)
-    found = np.full(len(running), np.nan)
-    if rows.size:
-        each = running.explode(empty_as_null=False, keep_nulls=False).cast(pl.Float64)
-        values = each.fill_null(np.nan).to_numpy()
-        own = counts[rows]
-        is_at = values >= np.repeat(ceiling[rows], own)
-        begins = np.cumsum(own) - own
-        known = np.add.reduceat(~np.isnan(values), begins, dtype=np.int64)
-        at = np.add.reduceat(is_at, begins, dtype=np.int64)
-        found[rows[known > 0]] = (at / np.maximum(known, 1))[known > 0]
-    return pl.Series(found, nan_to_null=True)
+    engines: dict[tuple[Any, ...], list[pl.DataFrame]] = {}
+    for part in parts:
+        for engine, own in part.partition_by(_ENGINE, as_dict=True).items():
+            engines.setdefault(engine, []).append(own)
+    names = sorted(engines, key=lambda name: (name[0], name[1] or ""))
+    found = [_with_ceiling(pl.concat(engines.pop(name), rechunk=True)) for name in names]
+    return pl.concat(found) if found else pl.DataFrame(schema=STEP_SCHEMA)
+
+
+def _with_ceiling(steps: pl.DataFrame) -> pl.DataFrame:
+    """The steps of one engine with the columns of `STEP_SCHEMA`; computes `at_ceiling_share`.
+
+    At the ceiling are scrapes within one request of the engine's maximum. So only a step whose own
+    maximum is within one of it has such scrapes: those within one of its own maximum, or at it.
+    """
+    own, most = pl.col("running_max"), pl.col("running_max").max()
+    at_ceiling = (
+        pl.when(own >= most)
+        .then("queued_near_max")
+        .when(own >= most - 1)
+        .then("queued_at_max")
+        .otherwise(0)
+    )
+    share = (at_ceiling / pl.col("queued_scrapes")).fill_nan(None)
+    return steps.with_columns(at_ceiling_share=share).select(list(STEP_SCHEMA))
 
 
 def _of_minutes(
@@ -314,12 +320,10 @@ def _of_minutes(
     Longer steps are aligned to the clock. Unobserved time between two minutes of an engine is a
     step with a gap. None if rows are read.
     """
-    kept = window.hourly("steps")
-    if kept is None:
+    parts = window.hourly_parts("steps")
+    if parts is None:
         return None
-    columns = {each.name: each for each in _of_engine(kept, only).iter_columns()}
-    del kept  # the largest frame of all: each column goes when the ordered one is made
-    steps = _in_order(columns)
+    steps = _by_engine(_of_engine(part, only) for part in parts)
     if step_seconds is not None and step_seconds > MINUTE_SECONDS:
         steps = _folded(steps, step_seconds)
     unobserved = _unobserved(steps)
@@ -342,30 +346,6 @@ def _unobserved(steps: pl.DataFrame) -> pl.DataFrame:
         is_gap=pl.lit(True),
         is_restart=pl.lit(False),
     ).filter(is_same)
-
-
-def _in_order(columns: dict[str, pl.Series]) -> pl.DataFrame:
-    """The steps of each engine in order of time, from steps in that order within each piece.
-
-    The columns of `STEP_SCHEMA`, from those of `minute_steps`, which are taken out one by one.
-    """
-    number = _engine_numbers(pl.DataFrame([columns[name] for name in _ENGINE]))
-    # Sorting by a short number per engine takes a fraction of the time of sorting by names.
-    short = number.astype(np.uint16) if number.max(initial=0) < 2**16 else number
-    order = pl.Series(np.argsort(short, kind="stable"), dtype=pl.get_index_type())
-    columns["at_ceiling_share"] = _minutes_at_ceiling(
-        columns.pop("running_while_waiting"), columns["running_max"], number
-    )
-    return pl.DataFrame([columns.pop(name).rechunk().gather(order) for name in STEP_SCHEMA])
-
-
-def _engine_numbers(steps: pl.DataFrame) -> Indices:
-    """The number of each step's engine, in order of names."""
-    firsts = _engine_runs(steps)
-    runs = steps.select(_ENGINE)[firsts]
-    names = runs.unique().sort(_ENGINE).with_row_index("number")
-    number = runs.join(names, on=_ENGINE, how="left", nulls_equal=True, maintain_order="left")
-    return np.repeat(number["number"].to_numpy(), np.diff(np.append(firsts, steps.height)))
 
 
 def _engine_runs(steps: pl.DataFrame) -> Indices:
@@ -395,20 +375,6 @@ def engine_frames(steps: pl.DataFrame) -> dict[str, pl.DataFrame]:
 
 def _by_time(steps: pl.DataFrame) -> pl.DataFrame:
     return steps if steps["start"].is_sorted() else steps.sort("start")
-
-
-def _minutes_at_ceiling(
-    running_while_waiting: pl.Series, running_max: pl.Series, number: Indices
-) -> pl.Series:
-    """`at_ceiling_share` of minutes; the ceiling is that of the engine with this number."""
-    most = np.full(number.max(initial=0) + 1, np.nan)
-    np.fmax.at(most, number, running_max.fill_null(np.nan).to_numpy())
-    shares, begin = [pl.Series(dtype=pl.Float64)], 0
-    for lists in running_while_waiting.get_chunks():  # few at a time: there are tens of millions
-        end = begin + len(lists)
-        shares.append(_at_ceiling_shares(lists, most[number[begin:end]] - 1))
-        begin = end
-    return pl.concat(shares).alias("at_ceiling_share")
 
 
 def _folded(steps: pl.DataFrame, seconds: float) -> pl.DataFrame:
@@ -492,6 +458,7 @@ def _gauge_steps(window: Window, time_range: TimeRange, grid: Grid) -> pl.DataFr
         if name not in wide.columns:
             wide = wide.with_columns(pl.lit(None, dtype=pl.Float64).alias(name))
     is_waiting = pl.col("waiting") > 0
+    queued, most = pl.col("running").filter("is_waiting"), pl.col("running").max()
     return (
         wide.with_columns(step=grid.of("ts"), is_waiting=is_waiting)
         .group_by(_STEP)
@@ -502,7 +469,9 @@ def _gauge_steps(window: Window, time_range: TimeRange, grid: Grid) -> pl.DataFr
             waiting_mean=pl.col("waiting").mean(),
             waiting_max=pl.col("waiting").max(),
             waiting_share=pl.col("is_waiting").mean(),
-            running_while_waiting=pl.col("running").filter("is_waiting"),
+            queued_scrapes=queued.count(),
+            queued_near_max=(queued >= most - 1).sum(),
+            queued_at_max=(queued >= most).sum(),
             kv_cache_ratio_mean=pl.col("kv_cache_ratio").mean(),
             kv_cache_ratio_max=pl.col("kv_cache_ratio").max(),
         )
@@ -527,7 +496,7 @@ def _minute_gauge_steps(
         .agg(
             scrapes=pl.col("n").filter(own["running"]).sum().cast(pl.Int64),
             waiting_share=_minute_share(own["waiting"]),
-            running_while_waiting=pl.lit(None, dtype=pl.List(pl.Float64)),
+            **dict.fromkeys(_QUEUED, pl.lit(None, dtype=pl.UInt32)),
             **means,
             **most,
         )

@@ -7,12 +7,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property, partial
 from importlib.resources import files
 from pathlib import Path
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -50,6 +51,21 @@ _EMPTY = {
 }
 
 
+class Answers(dict[object, pl.DataFrame]):
+    """Answers by key, each made once, also if several threads ask for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = RLock()  # making one may ask for another
+
+    def remembered(self, key: object, make: Callable[[], pl.DataFrame]) -> pl.DataFrame:
+        """The answer of that key, made now if it is the first time."""
+        with self._lock:
+            if key not in self:
+                self[key] = make()
+            return self[key]
+
+
 @dataclass(frozen=True)
 class Window:
     """A window of telemetry; query it with `sql`, or through the package's figures."""
@@ -57,7 +73,7 @@ class Window:
     manifest: Manifest
     database: Database
     pin: Pin
-    answers: dict[object, pl.DataFrame] | None = None
+    answers: Answers | None = None
     """Cached answers of shipped queries and frames derived from them, if cached (`remembering`)."""
 
     @property
@@ -123,11 +139,7 @@ class Window:
     def _remembered(
         self, key: tuple[str, str, str], make: Callable[[], pl.DataFrame]
     ) -> pl.DataFrame:
-        if self.answers is None:
-            return make()
-        if key not in self.answers:
-            self.answers[key] = make()
-        return self.answers[key]
+        return make() if self.answers is None else self.answers.remembered(key, make)
 
     def shipped_sql(self, package: str, name: str, params: Mapping[str, object]) -> pl.DataFrame:
         """The result of a shipped query, never from the cache."""
@@ -140,12 +152,16 @@ class Window:
         """
         return None
 
+    def hourly_parts(self, name: str) -> Iterator[pl.DataFrame] | None:
+        """`hourly` in parts that follow one another: for a frame too large to be read twice."""
+        return None
+
     def remembering(self) -> Window:
         """The same window, but running each shipped query only once.
 
         It keeps every result for its lifetime: use it for one analysis, not for a service.
         """
-        found = replace(self, answers={})
+        found = replace(self, answers=Answers())
         if "extent" in vars(self):
             vars(found)["extent"] = self.extent  # known already
         return found
