@@ -82,6 +82,20 @@ def group_sums(values: Floats | Indices, groups: Indices | Codes, count: int = 0
     return np.bincount(groups, weights=values, minlength=count).astype(np.float64, copy=False)
 
 
+def numbered(values: Floats) -> tuple[Indices, Indices, Indices]:
+    """The distinct values in order, the number of each value among them, and how often each is.
+
+    `values` are whole and lie close to each other, such as the numbers of bands: they are counted,
+    not sorted.
+    """
+    whole = values.astype(np.int64)
+    lowest = whole.min(initial=0)
+    counts = np.bincount(whole - lowest)
+    present = np.flatnonzero(counts)
+    numbers = np.cumsum(counts > 0) - 1
+    return present + lowest, numbers[whole - lowest], counts[present]
+
+
 def group_order(groups: Indices) -> Indices:
     """The indices of the first group's values, then of the second's, each in time order.
 
@@ -95,10 +109,10 @@ def group_middles(values: Floats, groups: Indices, count: int) -> tuple[Floats, 
     seen = is_seen(values)
     values, groups = values[seen], groups[seen]
     sizes = np.bincount(groups, minlength=count)
-    by_value = np.argsort(values)
-    by_group = by_value[group_order(groups[by_value])]
-    ordered = np.append(values[by_group], math.nan)
-    starts = np.cumsum(sizes) - sizes
-    lower, upper = starts + np.maximum(sizes - 1, 0) // 2, starts + sizes // 2
+    ends = np.cumsum(sizes)
+    ordered = np.append(values[group_order(groups)], math.nan)
+    for first, end in zip((ends - sizes).tolist(), ends.tolist(), strict=True):
+        ordered[first:end].sort()
+    lower, upper = ends - sizes + np.maximum(sizes - 1, 0) // 2, ends - sizes + sizes // 2
     is_seen_group = sizes > 0
     return ordered[np.where(is_seen_group, lower, -1)], ordered[np.where(is_seen_group, upper, -1)]

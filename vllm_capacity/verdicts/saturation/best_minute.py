@@ -160,26 +160,23 @@ def _stretches(steps: EngineSteps, ratio: float) -> list[Held]:
     requests = _sums_before(or_zero(steps.requests_per_second) * seconds)
     is_tight = is_nonzero(steps.waiting_max) | _is_near_limit(steps) | _is_cache_tight(steps)
     tight = _sums_before(is_tight.astype(float))
-    broken = _sums_before((~steps.is_usable).astype(float))
-    holes = _sums_before((~steps.is_next[:-1]).astype(float))
+    clean_from = _clean_from(steps)
     found = []
     for length in _STRETCHES:
-        last = np.arange(1, len(steps) + 1)
-        first = np.searchsorted(ends, ends[last] - length, side="right") - 1
-        is_whole = first >= 0
-        last, first = last[is_whole], first[is_whole]
-        is_clean = (broken[last] == broken[first]) & (holes[last] == holes[first + 1])
-        last, first = last[is_clean], first[is_clean]
-        if not len(last):
+        shortest = max(1, int(np.searchsorted(ends, length)))  # no stretch that ends before it
+        whole = slice(shortest, None)
+        first = np.searchsorted(ends, ends[whole] - length, side="right") - 1
+        is_clean = first >= clean_from[shortest - 1 :]
+        if not is_clean.any():
             break
-        spans = ends[last] - ends[first]
-        held = output[last] - output[first]
+        spans = ends[whole] - ends[first]
+        held = output[whole] - output[first]
         if not math.isinf(ratio):
-            held = np.minimum(held, ratio * (prompts[last] - prompts[first]))
-        held = held / spans
+            held = np.minimum(held, ratio * (prompts[whole] - prompts[first]))
+        held = np.where(is_clean, held / spans, -math.inf)
         # The others cannot be the best, even after the correction for luck.
         is_as_good = held >= _AS_GOOD * held.max()
-        last, first = last[is_as_good], first[is_as_good]
+        last, first = shortest + np.flatnonzero(is_as_good), first[is_as_good]
         held, spans = held[is_as_good], spans[is_as_good]
         count = max(1.0, float(seconds[last - 1].sum()) / length)
         errors = NormalDist().inv_cdf(1 - _MISSED / count)
@@ -199,6 +196,14 @@ def _stretches(steps: EngineSteps, ratio: float) -> list[Held]:
             )
         )
     return found
+
+
+def _clean_from(steps: EngineSteps) -> Indices:
+    """The first step from which all steps up to each are usable and follow without a hole."""
+    numbers = np.arange(len(steps))
+    after_unusable = np.where(steps.is_usable, 0, numbers + 1)
+    after_hole = np.where(steps.is_next[:-1], 0, numbers)
+    return np.maximum.accumulate(np.maximum(after_unusable, after_hole))
 
 
 def _sums_before(values: Floats) -> Floats:

@@ -15,6 +15,7 @@ from vllm_capacity.verdicts.saturation.arrays import (
     group_middles,
     group_order,
     is_seen,
+    numbered,
     or_zero,
     sums_around,
 )
@@ -100,8 +101,7 @@ def load_bands(steps: EngineSteps, which: Mask) -> list[Indices]:
 
 def _banded(running: Floats, seconds: Floats) -> tuple[Indices, Indices, Mask]:
     """The band of each step; each band's step count and whether it is a load, lightest first."""
-    band = np.floor(np.log(running) / math.log(_LOAD_BAND)).astype(np.int16)
-    _, own, counts = np.unique(band, return_inverse=True, return_counts=True)
+    _, own, counts = numbered(np.floor(np.log(running) / math.log(_LOAD_BAND)))
     longest = np.zeros(len(counts))
     np.maximum.at(longest, own, seconds)
     least = min(2, int(counts.max(initial=0)))

@@ -332,7 +332,7 @@ def block_bootstrap(
         picks = starts
         if not is_long:
             picks = (starts[:, :, None] + np.arange(block)).reshape(len(starts), -1)[:, :count]
-        weight, *totals = (one[picks].sum(1) for one in around)
+        weight, *totals = (one.take(picks).sum(1) for one in around)
         means.append([each / weight for each in totals])
     quantiles = np.quantile(np.concatenate(means, axis=1), [0.05, 0.95], axis=1)
     return [(float(low), float(high)) for low, high in quantiles.T]

@@ -49,6 +49,7 @@ from vllm_capacity.verdicts.saturation.arrays import (
     highest,
     is_nonzero,
     is_seen,
+    numbered,
     or_zero,
     summed,
     sums_around,
@@ -204,11 +205,7 @@ def judged_steps(steps: pl.DataFrame) -> EngineSteps:
 
 def _unjudged(steps: pl.DataFrame) -> EngineSteps:
     """The columns, every cause `UNOBSERVED`."""
-    steps = steps.with_columns(
-        pl.col(pl.Float64).fill_null(math.nan),
-        pl.col(pl.Int64).fill_null(0),
-        pl.col(pl.Boolean).fill_null(False),
-    )
+    steps = steps.with_columns(pl.col(pl.Int64).fill_null(0), pl.col(pl.Boolean).fill_null(False))
     columns = {
         name: steps[name].to_numpy() for name, dtype in STEP_SCHEMA.items() if dtype != pl.String
     }
@@ -394,9 +391,7 @@ def _flat_bands(steps: EngineSteps) -> list[int]:
     noise = running_noise_ratio(steps.running_mean, steps.running_max, steps.scrapes)
     is_clear = (noise <= MAX_RUNNING_NOISE) & is_nonzero(steps.output_tokens_per_second)
     clear = np.flatnonzero(is_clear & ~is_nonzero(steps.waiting_share) & (steps.running_mean > 0))
-    bands, own, counts = np.unique(
-        _bands(steps.running_mean[clear]).astype(np.int16), return_inverse=True, return_counts=True
-    )
+    bands, own, counts = numbered(_bands(steps.running_mean[clear]))
     (_, output), (_, itl) = (
         group_middles(column[clear], own, len(bands))
         for column in (steps.output_tokens_per_second, steps.p95_seconds["itl_p95_seconds"])
