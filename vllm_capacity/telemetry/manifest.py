@@ -20,7 +20,6 @@ import stat
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -253,10 +252,12 @@ def _checked(
     has_list = note["format"] == FORMAT
     files = _listed(path, note.pop("files", None)) if has_list else _found(path)
     _check_tables(path, note["grain"], files)
-    is_there = [origin is None or (path / file.name).exists() for file in files]
-    there = list(compress(files, is_there))
+    there: list[File] = []
+    away: list[File] = []
+    for file in files:
+        is_there = origin is None or (path / file.name).exists()
+        (there if is_there else away).append(file)
     sized = [replace(file, bytes=_size(path, file, has_list=has_list)) for file in there]
-    away = list(compress(files, (not is_here for is_here in is_there)))
     size = sum(file.bytes for file in [*sized, *away])
     is_hashed = hashed_at_once_bytes is None or size <= hashed_at_once_bytes
     read = sized if is_hashed and has_list else _with_rows(path, sized, has_list=has_list)

@@ -189,11 +189,12 @@ def replays(
     ends = [served.capacity.low]
     if not is_sure and served.capacity.high is not None:
         ends.append(served.capacity.high)
+    models = [_Model.of(served, end) for end in ends]
     found: list[Replay] = []
     for count in range(replicas, min(most, replicas + _MOST_TRIES - 1) + 1):
-        for end in ends:
-            one = _replay(served, arrivals, end, busiest, replicas=count, share=scale / count)
-            if one is None or not (one.is_kept or _is_conclusive(served, arrivals, end, busiest)):
+        for model in models:
+            one = _replay(served, arrivals, model, busiest, replicas=count, share=scale / count)
+            if one is None or not (one.is_kept or _is_conclusive(served, arrivals, model, busiest)):
                 return ()
             found.append(one)
             if one.is_kept:
@@ -202,7 +203,7 @@ def replays(
 
 
 def _is_conclusive(
-    served: Served, arrivals: _Arrivals, output_tokens_per_second: float, busiest: datetime
+    served: Served, arrivals: _Arrivals, model: _Model | None, busiest: datetime
 ) -> bool:
     """Whether a failed replay is meaningful: the model keeps up on the actual replica count."""
     if not served.capacity.is_known:
@@ -213,9 +214,7 @@ def _is_conclusive(
     if not loads.any():
         return False
     there = float(loads.sum() ** 2 / (loads**2).sum())
-    was = _replay(
-        served, arrivals, output_tokens_per_second, busiest, replicas=round(there), share=1 / there
-    )
+    was = _replay(served, arrivals, model, busiest, replicas=round(there), share=1 / there)
     return was is not None and was.is_kept
 
 
@@ -229,8 +228,9 @@ def enough(tried: Sequence[Replay]) -> int | None:
 
 @dataclass(frozen=True)
 class _Model:
-    """A replica as the simulator takes it, and how to draw its requests."""
+    """A replica as the simulator takes it, the output at its limit, and how to draw requests."""
 
+    output_tokens_per_second: float
     config: EngineConfig
     prompts: Distribution
     outputs: Distribution
@@ -273,7 +273,7 @@ class _Model:
             max_model_len=_BLOCK_TOKENS * longest,
             enable_prefix_caching=False,
         )
-        return cls(config, prompts, outputs, served.computed_ratio)
+        return cls(output_tokens_per_second, config, prompts, outputs, served.computed_ratio)
 
     @property
     def least_step_seconds(self) -> float:
@@ -410,14 +410,13 @@ def _period(
 def _replay(
     served: Served,
     arrivals: _Arrivals,
-    output_tokens_per_second: float,
+    model: _Model | None,
     busiest: datetime,
     *,
     replicas: int,
     share: float,
 ) -> Replay | None:
     """One replay; None if the window lacks data for it."""
-    model = _Model.of(served, output_tokens_per_second)
     period = None if model is None else _period(arrivals, busiest, share, model)
     if model is None or period is None:
         return None
@@ -441,7 +440,7 @@ def _replay(
         start=datetime.fromtimestamp(begin, UTC),
         seconds=end - begin,
         requests=len(own),
-        output_tokens_per_second=output_tokens_per_second,
+        output_tokens_per_second=model.output_tokens_per_second,
         wait_p95_seconds=_p95([_since(one, one.scheduled_at, engine.clock) for one in own]),
         ttft_p95_seconds=_p95([_since(one, one.first_at, engine.clock) for one in own]),
         itl_p95_seconds=_p95(np.repeat([*_ITL_SECONDS, math.inf], gaps)),
@@ -452,7 +451,9 @@ def _replay(
     )
     is_within = all(getattr(found, name) <= target for name, target in served.slo.targets.items())
     asked = sum(one.spec.output_tokens for one in own) / found.seconds
-    has_room = found.wait_p95_seconds <= WAIT_LIMIT_SECONDS and asked <= output_tokens_per_second
+    has_room = (
+        found.wait_p95_seconds <= WAIT_LIMIT_SECONDS and asked <= model.output_tokens_per_second
+    )
     return replace(found, is_kept=bool(is_within and has_room))
 
 
