@@ -6,22 +6,27 @@ with wanted as (
     select series_id, metric, instance, engine, model_name, bounds, starts_at_zero
     from series
     where list_contains($metrics, metric) and kind = 'histogram'
+),
+states as (
+    select
+        series_id,
+        run,
+        case
+            when ts < $start then -1
+            else least((epoch_us(ts) - epoch_us($start::timestamptz)) // $step_us, $last_step)
+        end as step,
+        arg_min(sum, ts) as first_sum,
+        arg_min(counts, ts) as first_counts,
+        arg_max(sum, ts) as sum,
+        arg_max(counts, ts) as counts,
+        min(ts) as t0,
+        max(ts) as t1
+    from histograms
+    semi join wanted using (series_id)
+    where ts < $end
+    group by all
 )
-select
-    wanted.*,
-    run,
-    case
-        when ts < $start then -1
-        else least((epoch_us(ts) - epoch_us($start::timestamptz)) // $step_us, $last_step)
-    end as step,
-    arg_min(sum, ts) as first_sum,
-    arg_min(counts, ts) as first_counts,
-    arg_max(sum, ts) as sum,
-    arg_max(counts, ts) as counts,
-    min(ts) as t0,
-    max(ts) as t1
-from histograms
+select wanted.*, states.* exclude (series_id)
+from states
 join wanted using (series_id)
-where ts < $end
-group by all
 order by series_id, run, step
