@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property, partial
@@ -91,7 +92,7 @@ from vllm_capacity.verdicts.hardware.unloaded import (
 )
 from vllm_capacity.verdicts.hardware.what_if import shipped_what_if
 from vllm_capacity.verdicts.quality import evidence
-from vllm_capacity.verdicts.quality.evidence import Finding
+from vllm_capacity.verdicts.quality.evidence import Evidence, Finding
 from vllm_capacity.verdicts.quality.report import quality_report
 from vllm_capacity.verdicts.replay import served
 from vllm_capacity.verdicts.saturation.advice import advice
@@ -104,10 +105,12 @@ from vllm_capacity.verdicts.saturation.slo import (
     slo_throughput,
     throughputs,
 )
-from vllm_capacity.verdicts.sizing import Policy, Pool, Surplus, busiest, one_of, surplus
+from vllm_capacity.verdicts.sizing import BusyTime, Policy, Pool, Surplus, busiest, one_of, surplus
 from vllm_capacity.verdicts.utilization import headroom, utilization
 
 _LIGHT_SHARE = 0.5
+_WITHOUT_STEPS = ("counters", "histograms", "_lengths", "gauges", "losses")
+_WITHOUT_FITS = ("_evidence", "engine_times", "_busiest")
 
 
 @dataclass(frozen=True)
@@ -252,7 +255,12 @@ class Analysis:
     @cached_property
     def fits(self) -> tuple[SaturationFit, ...]:
         """The capacity of each engine, with the points it is based on."""
-        return undisputed(engine_fits(self.steps), self.makes)
+        return undisputed(self._own_fits, self.makes)
+
+    @cached_property
+    def _own_fits(self) -> tuple[SaturationFit, ...]:
+        """The fit of each engine by its own steps alone."""
+        return engine_fits(self.steps)
 
     @cached_property
     def makes(self) -> dict[str, Make]:
@@ -770,10 +778,25 @@ class Analysis:
 
     def _pools(self, can: Mapping[str, Estimate]) -> dict[str, Pool]:
         """The pools with these capacities of engines."""
+        models = self._engines_by_model.items()
+        return {model: self._pool(own, self._busiest[model], can) for model, own in models}
+
+    @cached_property
+    def _busiest(self) -> dict[str, BusyTime]:
+        """The demand of each model at its busiest time."""
+        is_latency_bound = bool(self.assumptions.slo.targets)
+        return {
+            model: busiest(self._steps_of(own), is_latency_bound=is_latency_bound)
+            for model, own in self._engines_by_model.items()
+        }
+
+    @property
+    def _engines_by_model(self) -> dict[str, list[str]]:
+        """The engines that serve each model, by name; "" if unknown."""
         groups: dict[str, list[str]] = {}
         for engine, model in self._served_by_engine.items():
             groups.setdefault(model, []).append(engine)
-        return {model: self._pool(own, can) for model, own in groups.items()}
+        return groups
 
     @property
     def _served_by_engine(self) -> dict[str, str]:
@@ -781,16 +804,14 @@ class Analysis:
         rows = self.engines.iter_rows(named=True)
         return {engine_name(row): row["model_name"] or "" for row in rows}
 
-    def _pool(self, engines: Sequence[str], can: Mapping[str, Estimate]) -> Pool:
+    def _pool(self, engines: Sequence[str], asked: BusyTime, can: Mapping[str, Estimate]) -> Pool:
         """The engines of one model as interchangeable replicas."""
         there = sum(self.presence[engine] for engine in engines)
-        own = self._steps_of(engines)
         prices = [self.bill_parts[engine].usd_per_engine_hour for engine in engines]
-        asked = busiest(own, is_latency_bound=bool(self.assumptions.slo.targets))
         capacity = self._each(engines, self.capacities)
         shown = served(
             engines,
-            steps=own,
+            steps=self._steps_of(engines),
             capacity=capacity,
             running=self._running(engines, is_known=capacity.is_known),
             histograms=[*self.histograms, *self._lengths],
@@ -887,7 +908,15 @@ class Analysis:
     @cached_property
     def quality(self) -> tuple[Finding, ...]:
         """The problems of the telemetry, and their maximum effect on each figure."""
-        facts = evidence.gather(
+        found = quality_report(
+            self._evidence, gauges=self.gauges, latency=self.latency, fits=self.fits
+        )
+        return tuple(found)
+
+    @cached_property
+    def _evidence(self) -> Evidence:
+        """The facts that the quality report judges."""
+        return evidence.gather(
             self.window,
             time_range=self.time_range,
             attempts=self.attempt_stretches,
@@ -898,13 +927,11 @@ class Analysis:
             steps=self.steps,
             engines=self.engines,
         )
-        return tuple(
-            quality_report(facts, gauges=self.gauges, latency=self.latency, fits=self.fits)
-        )
 
     @cached_property
     def answer(self) -> Answer:
         """Every figure and verdict, typed: the machine interface."""
+        self._make_at_once()
         hit_ratio = traffic.prefix_cache_hit_ratio(self.counters)
         return Answer(
             window=WindowExtent(
@@ -932,6 +959,20 @@ class Analysis:
             advice=advice(self.fits, prefix_cache_hit_ratio=hit_ratio, surplus=self.surplus()),
             quality=self.quality,
         )
+
+    def _make_at_once(self) -> None:
+        """Make what an answer takes longest for, using more than one core.
+
+        The fits of engines, most of it, are made beside what does not depend on them.
+        """
+        with ThreadPoolExecutor(1) as beside:  # DuckDB, polars and numpy let others run
+            steps, fits = (beside.submit(getattr, self, name) for name in ("steps", "_own_fits"))
+            for name in _WITHOUT_STEPS:
+                getattr(self, name)
+            steps.result()
+            for name in _WITHOUT_FITS:
+                getattr(self, name)
+            fits.result()
 
     def _attainment(self, of: Target) -> Estimate:
         """The share of observations within a target, bounded by the edges of its bucket."""
