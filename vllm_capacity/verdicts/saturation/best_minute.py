@@ -165,7 +165,7 @@ def _stretches(steps: EngineSteps, ratio: float) -> list[Held]:
     for length in _STRETCHES:
         shortest = max(1, int(np.searchsorted(ends, length)))  # no stretch that ends before it
         whole = slice(shortest, None)
-        first = np.searchsorted(ends, ends[whole] - length, side="right") - 1
+        first = _last_at(ends, ends[whole] - length)
         is_clean = first >= clean_from[shortest - 1 :]
         if not is_clean.any():
             break
@@ -196,6 +196,17 @@ def _stretches(steps: EngineSteps, ratio: float) -> list[Held]:
             )
         )
     return found
+
+
+def _last_at(ends: Floats, times: Floats) -> Indices:
+    """The last of the `ends` that is not after each of the ascending times, all after the first.
+
+    Steps are mostly of one length, and then its multiples need not be searched for.
+    """
+    count = len(times)
+    guess = np.arange(count)
+    is_last = (ends[:count] <= times) & (times < ends[1 : count + 1])
+    return guess if is_last.all() else np.searchsorted(ends, times, side="right") - 1
 
 
 def _clean_from(steps: EngineSteps) -> Indices:
