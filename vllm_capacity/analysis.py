@@ -63,7 +63,7 @@ from vllm_capacity.figures.latency import MeanLatency, Quantile
 from vllm_capacity.figures.makes import Make, alike, engine_makes, of_engines, target_labels
 from vllm_capacity.figures.series import per_step, readable_step_seconds
 from vllm_capacity.figures.short_parts import as_read
-from vllm_capacity.figures.traffic import failures
+from vllm_capacity.figures.traffic import Failures, failures
 from vllm_capacity.load_curve import LoadCurve, load_curve
 from vllm_capacity.setups import engine_gpus, engine_setups
 from vllm_capacity.sources.invoices import Invoice
@@ -109,7 +109,7 @@ from vllm_capacity.verdicts.sizing import BusyTime, Policy, Pool, Surplus, busie
 from vllm_capacity.verdicts.utilization import headroom, utilization
 
 _LIGHT_SHARE = 0.5
-_WITHOUT_STEPS = ("counters", "histograms", "_lengths", "gauges", "losses")
+_WITHOUT_STEPS = ("losses", "histograms", "_lengths", "failures", "gauges")
 _WITHOUT_FITS = ("_evidence", "engine_times", "_busiest")
 
 
@@ -900,6 +900,11 @@ class Analysis:
         attained = {one.attainment: self._attainment(one) for one in TARGETS.values()}
         return SloVerdict(**attained, throughput_output_tokens_per_second=throughput)
 
+    @cached_property
+    def failures(self) -> Failures:
+        """The known failures of requests."""
+        return failures(self.window, time_range=self.time_range)
+
     @property
     def cost(self) -> Costs:
         """The costs of the time range: the whole bill, and per request and token."""
@@ -952,7 +957,7 @@ class Analysis:
             kv_cache_ratio=self.gauges.kv_cache_ratio,
             preemptions=_count(traffic.total(self.counters, PREEMPTIONS)),
             prefix_cache_hit_ratio=hit_ratio,
-            failures=failures(self.window, time_range=self.time_range),
+            failures=self.failures,
             saturation=self.saturation,
             by_arithmetic=self.by_arithmetic,
             cost=self.cost,
