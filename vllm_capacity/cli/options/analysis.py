@@ -124,7 +124,9 @@ def analysis_of(window: str, given: Mapping[str, Any], *, verify: bool = False) 
     """The analysis of a window (path or name) with these options."""
     from vllm_capacity.analysis import Analysis  # polars, duckdb and all: not for --help
     from vllm_capacity.live.running import open_recorded
+    from vllm_capacity.telemetry.memory import keep_freed_memory
 
+    keep_freed_memory()
     opened = open_recorded(window, verify=verify)
     start, end = (
         None if given.get(name) is None else parse_instant(given[name]) for name in ("start", "end")
