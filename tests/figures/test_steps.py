@@ -217,16 +217,16 @@ def test_a_window_without_an_engine_has_no_steps(tmp_path):
     ("waiting", "expected"),
     [
         pytest.param([0, 0, 0, 0], [None, None], id="nothing waits"),
-        pytest.param([1, 1, 1, 1], [0.5, 0.5], id="one less than the most is at the ceiling"),
+        pytest.param([1, 1, 1, 1], [1.0, 0.5], id="one less than the most is at the ceiling"),
         pytest.param([0, 1, 1, 0], [1.0, 1.0], id="of the scrapes with waiting requests"),
-        pytest.param([1, 0, 0, 1], [0.0, 0.0], id="none of them"),
+        pytest.param([0, 0, 0, 1], [None, 0.0], id="none of them"),
     ],
 )
 def test_share_of_scrapes_at_the_ceiling(tmp_path, waiting, expected):
     """The most that ran is 5, in the first of two steps."""
     window = small_window(
         tmp_path,
-        gauge(RUNNING, {0: 3, 5: 5, 10: 4, 15: 1}),
+        gauge(RUNNING, {0: 4, 5: 5, 10: 4, 15: 3}),
         gauge(WAITING, {5 * k: value for k, value in enumerate(waiting)}),
     )
     found = engine_steps(window, time_range=time_range(0, 20), step_seconds=10)
