@@ -966,9 +966,9 @@ class Analysis:
         )
 
     def _make_at_once(self) -> None:
-        """Make what an answer takes longest for, using more than one core.
+        """Make the slowest parts of an answer on more than one core, if the window is large.
 
-        The fits of engines, most of it, are made beside what does not depend on them.
+        Steps, and then the fits of engines, are made in a thread beside what needs neither.
         """
         with ThreadPoolExecutor(1) as beside:  # DuckDB, polars and numpy let others run
             steps, fits = (beside.submit(getattr, self, name) for name in ("steps", "_own_fits"))

@@ -297,8 +297,9 @@ def _by_engine(parts: Iterable[pl.DataFrame]) -> pl.DataFrame:
 def _with_ceiling(steps: pl.DataFrame) -> pl.DataFrame:
     """The steps of one engine with the columns of `STEP_SCHEMA`; computes `at_ceiling_share`.
 
-    At the ceiling are scrapes within one request of the engine's maximum. So only a step whose own
-    maximum is within one of it has such scrapes: those within one of its own maximum, or at it.
+    At the ceiling are scrapes within one request of the engine's maximum. As requests are whole
+    numbers, a step has such scrapes only if its own maximum is the engine's (then those within one
+    of it) or one less (then those at it).
     """
     own, most = pl.col("running_max"), pl.col("running_max").max()
     at_ceiling = (

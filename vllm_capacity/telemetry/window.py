@@ -153,7 +153,7 @@ class Window:
         return None
 
     def hourly_parts(self, name: str) -> Iterator[pl.DataFrame] | None:
-        """`hourly` in parts that follow one another: for a frame too large to be read twice."""
+        """The frame of `hourly` in consecutive parts, if it is too large to be copied whole."""
         return None
 
     def remembering(self) -> Window:

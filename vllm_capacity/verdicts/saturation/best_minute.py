@@ -199,9 +199,9 @@ def _stretches(steps: EngineSteps, ratio: float) -> list[Held]:
 
 
 def _last_at(ends: Floats, times: Floats) -> Indices:
-    """The last of the `ends` that is not after each of the ascending times, all after the first.
+    """The number of the last of the `ends` at or before each time; both ascend.
 
-    Steps are mostly of one length, and then its multiples need not be searched for.
+    If all steps are equally long, each time lies one step after the time before: no search then.
     """
     count = len(times)
     guess = np.arange(count)
