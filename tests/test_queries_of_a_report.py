@@ -11,7 +11,7 @@ import pytest
 
 from vllm_capacity import api, charts, tables
 from vllm_capacity.assumptions import Assumptions, Slo, pricing
-from vllm_capacity.telemetry.window import Window, open_window
+from vllm_capacity.telemetry.window import Answers, Window, open_window
 
 _MOST = 30
 
@@ -32,7 +32,9 @@ class Counted(Window):
 def asked():
     opened = open_window("vllm-sweep")
     own = {one.name: getattr(opened, one.name) for one in fields(opened)}
-    window = Counted(**{**own, "answers": {}})  # without them its few rows would answer, not SQL
+    window = Counted(
+        **{**own, "answers": Answers()}
+    )  # without them its few rows would answer, not SQL
     analysis = api.Analysis(
         window, window.extent, Assumptions(pricing(1.64), Slo(ttft_p95_seconds=2.0))
     )

@@ -29,7 +29,7 @@ from vllm_capacity.figures.sorted_rows import (
 )
 from vllm_capacity.telemetry.manifest import TABLES
 from vllm_capacity.telemetry.processes import PROCESS_START
-from vllm_capacity.telemetry.window import Window
+from vllm_capacity.telemetry.window import Answers, Window
 
 MOST_ROWS = 200_000
 """A window with more rows is not kept in memory: queries read its files."""
@@ -61,7 +61,7 @@ def with_few_rows(window: Window) -> Window:
         return window.remembering()
     own = {each.name: getattr(window, each.name) for each in fields(Window)}
     found = FewRows(
-        **{**own, "answers": {}},
+        **{**own, "answers": Answers()},
         series=pl.concat(window.manifest.frames("series")),
         notes=pl.concat(window.manifest.frames("intake")),
         samples=_sorted_rows(window, "samples", NO_BASE.samples),
