@@ -12,7 +12,6 @@ import re
 import shutil
 import tempfile
 from collections.abc import Container, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ import polars as pl
 
 from vllm_capacity.holding import Pin, alone, private_folder
 from vllm_capacity.telemetry.bucket import Bucket
-from vllm_capacity.telemetry.manifest import Manifest, digest
+from vllm_capacity.telemetry.manifest import Manifest
 from vllm_capacity.telemetry.mirror import entry_names, fetch_entries, put_entry
 
 _PARTIAL = ".partial"
@@ -56,7 +55,6 @@ class Shelf:
     """Whether entries missing in the bucket are uploaded to it."""
     _there: dict[str, Path] = field(default_factory=dict)
     _used: set[Path] = field(default_factory=set)
-    _checked: dict[Path, bool] = field(default_factory=dict)  # whether whole, until it is used
     _remote_names: dict[str, str] = field(default_factory=dict)
     _pin: Pin | None = None
 
@@ -83,7 +81,7 @@ class Shelf:
     def find(self, key: str) -> Entry | None:
         """The entry with that key; None if there is none or it is damaged."""
         path = self._there.get(key)
-        if path is None or not (self._checked.pop(path, False) or _is_whole(path)):
+        if path is None or not _is_whole(path):
             path = self._fetched(key)
         if path is None:
             return None
@@ -103,14 +101,8 @@ class Shelf:
         return entry.base if entry else None
 
     def fetch(self, hours: Container[str]) -> None:
-        """Download the entries of these hours from S3, all at once, and check those that are here.
-
-        Checking reads all of their bytes, so it uses all processors.
-        """
+        """Download the entries of these hours from S3, all at once."""
         self._copy([key for key in self._remote_names if key.partition(".")[0] in hours])
-        own = [path for key, path in self._there.items() if key.partition(".")[0] in hours]
-        with ThreadPoolExecutor() as threads:
-            self._checked |= zip(own, threads.map(_is_whole, own), strict=True)
 
     def _copy(self, keys: Iterable[str]) -> None:
         left = {key: self._remote_names[key] for key in keys if key not in self._there}
@@ -214,14 +206,17 @@ def _key(path: Path) -> str:
 def _is_whole(path: Path) -> bool:
     """Whether an entry is undamaged: the hash at the end of its name matches."""
     with suppress(OSError):
-        if not all(file.is_file() for file in path.iterdir()):  # reading a pipe might never end
-            return False
         return _hash(path) == path.name.rpartition(".")[2]
     return False
 
 
 def _hash(path: Path) -> str:
-    """A hash of the names and bytes of an entry's files."""
-    files = sorted(path.iterdir())
-    text = " ".join(f"{file.name} {digest(file)}" for file in files)
+    """A hash of the names and bytes of an entry's files; empty if there is something else in it."""
+    with os.scandir(path) as entries:
+        found = sorted(entries, key=lambda entry: entry.name)
+    if not all(entry.is_file() for entry in found):  # reading a pipe might never end
+        return ""
+    # A month has ten thousand of these small files: each is read at once.
+    digests = (hashlib.sha256(Path(entry).read_bytes()).hexdigest() for entry in found)
+    text = " ".join(f"{entry.name} {own}" for entry, own in zip(found, digests, strict=True))
     return hashlib.sha256(text.encode()).hexdigest()[:_HASH_DIGITS]
