@@ -27,8 +27,8 @@ from vllm_capacity.verdicts.saturation.load_test import LIMIT_COLUMNS, fit_point
 from vllm_capacity.verdicts.saturation.next_load import next_loads
 
 NARROW = 1.4
-LEAST_LOADS = 6
-_MOST_TESTS = 12
+MIN_LOADS = 6
+_MAX_TESTS = 12
 _BEGINNING = 1.0
 
 
@@ -117,7 +117,7 @@ def by_doubling(sweep: LoadPoints) -> int | None:
 def by_next_loads(sweep: LoadPoints) -> int | None:
     """How many loads are needed by `next_loads`; None if it proposes no more."""
     tested = [_BEGINNING]
-    while len(tested) < _MOST_TESTS:
+    while len(tested) < _MAX_TESTS:
         proposed = next_loads(loads_of(sweep, tested), most_clients=sweep.heaviest, count=1)
         if not proposed:
             return None
@@ -129,7 +129,7 @@ def by_next_loads(sweep: LoadPoints) -> int | None:
 
 def saved_loads(sweeps: dict[str, LoadPoints]) -> str:
     """How many loads `next_loads` saves."""
-    long = [loads for loads in sweeps.values() if len(loads) >= LEAST_LOADS]
+    long = [loads for loads in sweeps.values() if len(loads) >= MIN_LOADS]
     counts = [(by_doubling(loads), by_next_loads(loads)) for loads in long]
     both = [(grid, own) for grid, own in counts if grid is not None and own is not None]
     grid, own = (np.mean(each) for each in zip(*both, strict=True))

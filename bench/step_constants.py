@@ -58,13 +58,13 @@ kernels, and on Blackwell at half of the rate measured end to end."""
 SPREAD = np.array([1.0, 1.0, 2.0, 1.0, 1.0])
 """How far, in logarithms, a rate, a time, the rows of a tile and the columns may lie from where a
 fit starts."""
-MOST_LAYERS = 1500
+MAX_LAYERS = 1500
 """Of the timed layers of experts of one weight type, how many a fit takes (drawn by chance)."""
 LATENT_RANK, LATENT_ROPE = 512, 64
 """Elements of a token's latent and of its rotary key, in DeepSeek and Kimi."""
-LEAST_CONTEXT, LEAST_ADDED = 512, 0.25
+MIN_CONTEXT, MIN_ADDED = 512, 0.25
 """The context that longer ones are compared with, and by which share they must lengthen a block."""
-LEAST_SEQUENCES = 16
+MIN_SEQUENCES = 16
 """From how many sequences on latent attention occupies a GPU; with fewer it is little of a step."""
 
 
@@ -163,7 +163,7 @@ def experts_of(gpu: Gpu, layers: pl.DataFrame) -> Iterator[tuple[str, Fitted]]:
         if named is None:
             continue
         some = some.filter(pl.col("dtype") == named)
-        some = some.sample(min(len(some), MOST_LAYERS), seed=1)
+        some = some.sample(min(len(some), MAX_LAYERS), seed=1)
         work, tokens = layers_of(some, dtype), some["tokens"].to_numpy().astype(float)
         start = Roof(0.4 * GAIN[dtype] * peak, 0.6 * bandwidth, 2e-5, 32.0, 150.0)
         seconds = partial(step_time.expert_seconds, work, tokens=tokens)
@@ -199,14 +199,14 @@ def kernels_of(gpu: Gpu, steps: Steps) -> Iterator[tuple[str, str, Fitted]]:
 
 def latent_attention_of(gpu: Gpu, blocks: pl.DataFrame, plain: Roof) -> Fitted | None:
     """Latent attention of decoding on a GPU, where it was timed; `plain` is other attention."""
-    some = blocks.filter(pl.col("gpu") == gpu.name, pl.col("sequences") >= LEAST_SEQUENCES)
+    some = blocks.filter(pl.col("gpu") == gpu.name, pl.col("sequences") >= MIN_SEQUENCES)
     if not len(some):
         return None
-    short = some.filter(pl.col("context_tokens") == LEAST_CONTEXT)
+    short = some.filter(pl.col("context_tokens") == MIN_CONTEXT)
     some = some.join(short, on=("heads", "sequences"), suffix="_short")
     some = some.with_columns(added=pl.col("ms") - pl.col("ms_short"))
-    some = some.filter(pl.col("added") > LEAST_ADDED * pl.col("ms_short"))
-    longer = some["context_tokens"] - LEAST_CONTEXT
+    some = some.filter(pl.col("added") > MIN_ADDED * pl.col("ms_short"))
+    longer = some["context_tokens"] - MIN_CONTEXT
     tokens = (some["sequences"] * longer).to_numpy().astype(float)
     moved = tokens * 2.0 * (LATENT_RANK + LATENT_ROPE)
     flops = tokens * some["heads"].to_numpy() * 2.0 * (2 * LATENT_RANK + LATENT_ROPE)

@@ -60,7 +60,7 @@ from vllm_capacity.resources import shipped
 from vllm_capacity.verdicts.hardware.band import EXPLAINED
 from vllm_capacity.verdicts.hardware.data_sheet import Shares
 from vllm_capacity.verdicts.hardware.elsewhere import (
-    MOST_TIMES,
+    MAX_TIMES,
     moved_curve,
     of_version,
     within_targets,
@@ -82,7 +82,7 @@ PREFER = {"H100-80GB": ("SXM",), "A100-80GB": ("SXM",)}
 TOSS_UP = 0.05
 """Prices at which the two GPUs' tokens per dollar differ by less are not counted."""
 CONFIDENCE = 0.9
-LEAST_PAIRS = 10
+MIN_PAIRS = 10
 """Pairs of GPUs with a winner shown by fewer pairs of runs say little about the GPUs."""
 OUTLIER = "0.16.0"
 """One engine (MiniMax on 4 × H200, no flags), about 18 % slower than its runs elsewhere suggest."""
@@ -265,11 +265,11 @@ def often_right(asked: Iterable[Asked], worth: Worth | None = None) -> str:
         winner = each.other if ratio > 1 else each.one
         runs[each.kind, winner.gpu].add(frozenset((each.one, each.other)))
     wins = wins_right(answers_, worth=worth)
-    enough = [right for key, right in wins.items() if len(runs[key]) >= LEAST_PAIRS]
+    enough = [right for key, right in wins.items() if len(runs[key]) >= MIN_PAIRS]
     share = statistics.mean(map(statistics.mean, enough)) if enough else math.nan
     return (
         f"  (cheaper card right {share:.0%} over the {len(enough)} of {len(wins)} cells of at "
-        f"least {LEAST_PAIRS} pairs of runs)"
+        f"least {MIN_PAIRS} pairs of runs)"
     )
 
 
@@ -519,9 +519,7 @@ def _is_asked(
 
 def full_from_lightest(fits: LeftOut) -> None:
     """Servers that were never loaded: each sweep's lightest load to its heaviest, if given."""
-    ends = [
-        (one, other) for one, other in sweep_ends() if other.clients <= MOST_TIMES * one.clients
-    ]
+    ends = [(one, other) for one, other in sweep_ends() if other.clients <= MAX_TIMES * one.clients]
     other_loads("from the lightest load of a sweep to its heaviest", fits, ends, in_production)
 
 
@@ -534,7 +532,7 @@ def within_from_lightest(fits: LeftOut) -> None:
     found: dict[str, list[tuple[Estimate, float]]] = defaultdict(list)
     for runs in silicon_sweeps():
         one, *_ = runs
-        result = [run for run in runs if run.clients <= MOST_TIMES * one.clients]
+        result = [run for run in runs if run.clients <= MAX_TIMES * one.clients]
         fitted = dict(zip(("calibration", "shares"), fits.of("model", one.model), strict=True))
         asked = replace(
             question_from(one, one, is_load_given=True),

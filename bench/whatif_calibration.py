@@ -59,7 +59,7 @@ RUN_SPREAD = {"silicon": 0.1, "2025": 0.4, "2024": 0.4}
 PAIR_SPREAD = {"silicon": 0.06, "2025": 0.12, "2024": 0.2}
 DIFFERENCE = 0.02
 """Of a parameter's spread, how far it is moved to see the slope."""
-MOST_RUNS, MOST_PAIRS = 8, 16
+MAX_RUNS, MAX_PAIRS = 8, 16
 """What the runs and pairs of one model and weight type weigh at most: they resemble each other."""
 
 
@@ -243,10 +243,10 @@ class Fit:
         for group in set(self.group[keep]):
             some = (self.group == group) & keep
             kind = self.kind[some][0]
-            runs[some] = np.sqrt(min(MOST_RUNS, some.sum()) / some.sum()) / RUN_SPREAD[kind]
+            runs[some] = np.sqrt(min(MAX_RUNS, some.sum()) / some.sum()) / RUN_SPREAD[kind]
             some = self.group[pairs[0]] == group
             if some.any():
-                found[some] = np.sqrt(min(MOST_PAIRS, some.sum()) / some.sum()) / spreads[some]
+                found[some] = np.sqrt(min(MAX_PAIRS, some.sum()) / some.sum()) / spreads[some]
         return runs, found
 
     def calibration(self, logs: np.ndarray) -> Calibration:

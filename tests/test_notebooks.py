@@ -37,10 +37,10 @@ PARAMETER = re.compile(r'[a-z_]+: (int|float|str|bool|"Optional\[\w+\]") = [^=#]
 DRAWS = ("a.charts.", "b.charts.", "vc.charts.", "alt.", "base = alt.")
 IMPORTS = {"vllm_capacity", "altair", "numpy", "polars"}
 BY_HAND = re.compile("by-hand-.+")
-MOST_BY_HAND_LINES = 12
+MAX_BY_HAND_LINES = 12
 ROW = "A100-80GB-PCIe RunPod secure, on-demand 2025"
-MOST_BYTES = 300_000
-MOST_LINES = 30
+MAX_BYTES = 300_000
+MAX_LINES = 30
 
 OF_WINDOWS = [path for path in OURS if "window:" in path.read_text(encoding="utf-8")]
 
@@ -132,7 +132,7 @@ def test_headline_figures_are_made_by_hand_and_held_to(stem):
     by_hand = [cell.source for cell in code(path) if BY_HAND.fullmatch(cell.id)]
     assert by_hand
     assert all(re.search(r"^assert ", source, re.MULTILINE) for source in by_hand)
-    assert max(len(source.splitlines()) for source in by_hand) <= MOST_BY_HAND_LINES
+    assert max(len(source.splitlines()) for source in by_hand) <= MAX_BY_HAND_LINES
 
 
 @every_notebook
@@ -143,7 +143,7 @@ def test_no_magic_no_shell_no_path(path):
 
 @every_notebook
 def test_cells_are_a_few_lines_each_under_a_name_of_their_own(path):
-    long = [cell.id for cell in code(path) if len(cell.source.splitlines()) > MOST_LINES]
+    long = [cell.id for cell in code(path) if len(cell.source.splitlines()) > MAX_LINES]
     names = [cell.id for cell in cells(path)]
     assert (long, len(set(names)), [n for n in names if not re.fullmatch(r"[a-z0-9-]+", n)]) == (
         [],
@@ -169,7 +169,7 @@ def test_nothing_of_the_run_is_kept_but_what_was_put_out(path):
 def test_outputs_are_small_and_without_pictures(path):
     mimes = {mime for cell in code(path) for output in cell.outputs for mime in output.data}
     assert mimes <= {ELEMENT_MIME, "text/html", "text/plain"}
-    assert path.stat().st_size < MOST_BYTES
+    assert path.stat().st_size < MAX_BYTES
 
 
 @our_notebook

@@ -13,7 +13,7 @@ from vllm_capacity import api, charts, tables
 from vllm_capacity.assumptions import Assumptions, Slo, pricing
 from vllm_capacity.telemetry.window import Answers, Window, open_window
 
-_MOST = 30
+_MAX = 30
 
 
 @dataclass(frozen=True)
@@ -55,4 +55,4 @@ def test_no_query_is_asked_twice(asked):
 
 
 def test_queries_are_few(asked):
-    assert 10 < len(asked) <= _MOST
+    assert 10 < len(asked) <= _MAX

@@ -15,8 +15,8 @@ from vllm_capacity.record import Record
 _Ends = tuple[float | None, float | None, float | None]
 _END_NAMES = ("low", "mid", "high")
 CONFIDENCE = 0.9
-_MOST_NAMES = 3
-_MOST_REASONS = 2
+_MAX_NAMES = 3
+_MAX_REASONS = 2
 _NUMBER = re.compile(r"\d[\d,.]*")
 
 
@@ -308,7 +308,7 @@ def _lowest(confidences: Iterable[float | None]) -> float | None:
     return min((each for each in confidences if each is not None), default=None)
 
 
-def listed(names: Sequence[str], most: int = _MOST_NAMES) -> str:
+def listed(names: Sequence[str], most: int = _MAX_NAMES) -> str:
     """The first names, and how many more there are: `gpu-0, gpu-1, gpu-2 and 5 more`."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
@@ -346,11 +346,11 @@ def _by_reason(lacking: Mapping[str, Estimate], groups: Iterable[list[str]]) -> 
     """The reasons of the largest groups, each after one part that has it and how many more do."""
     largest = sorted(groups, key=len, reverse=True)
     said = []
-    for names in largest[:_MOST_REASONS]:
+    for names in largest[:_MAX_REASONS]:
         nearest = max(names, key=lambda name: lacking[name].low or 0.0)
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         said.append(f"{nearest}{more}: {lacking[nearest].reason}")
-    others = len(lacking) - sum(map(len, largest[:_MOST_REASONS]))
+    others = len(lacking) - sum(map(len, largest[:_MAX_REASONS]))
     return "; ".join([*said, *([f"{others} more for other reasons"] if others else [])])
 
 

@@ -33,7 +33,7 @@ from vllm_capacity.verdicts.hardware.compare import Option
 from vllm_capacity.verdicts.hardware.interactivity import (
     MEAN,
     P95,
-    P95_AT_MOST,
+    MAX_P95,
     Interactivity,
     ItlLoad,
 )
@@ -590,7 +590,7 @@ def _light_question(case: _Planning, full: Heaviest) -> tuple[Question, str]:
     """The light load that other GPUs are computed from, with its p95 ITL, or its upper bound."""
     p95 = case.answer.latency.itl.p95
     if p95.lower == 0 and p95.upper:
-        return replace(full.question, itl_seconds=p95.upper), P95_AT_MOST
+        return replace(full.question, itl_seconds=p95.upper), MAX_P95
     if p95.estimate:
         return replace(full.question, itl_seconds=p95.estimate), P95
     return full.question, MEAN

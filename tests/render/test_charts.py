@@ -26,7 +26,7 @@ from charts_by_hand import (
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.assumptions import Assumptions, Slo
-from vllm_capacity.figures.series import POINTS_AT_MOST
+from vllm_capacity.figures.series import MAX_POINTS
 from vllm_capacity.plan import Plan
 from vllm_capacity.render import charts
 from vllm_capacity.render.charts import theme
@@ -81,7 +81,7 @@ def test_pointer_has_no_more_points_than_a_page_bears(name):
     spec = spec_of(name)
     hovered = [layer for layer in spec["layer"] if str(layer.get("name", "")).startswith(HOVER)]
     sizes = [len(spec["datasets"][layer["data"]["name"]]) for layer in hovered]
-    assert max([0, *sizes]) <= POINTS_AT_MOST
+    assert max([0, *sizes]) <= MAX_POINTS
 
 
 @each_chart

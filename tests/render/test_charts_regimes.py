@@ -7,7 +7,7 @@ from answer_by_hand import END, START, analysis, answer
 from charts_by_hand import caption, notes_of
 
 from vllm_capacity.render import charts
-from vllm_capacity.render.report import ROWS_AT_MOST
+from vllm_capacity.render.report import MAX_ROWS
 from vllm_capacity.render.report.vega import page_chart
 from vllm_capacity.verdicts.saturation.fit import Stretch
 
@@ -95,8 +95,8 @@ def test_table_has_the_longest_stretches_and_says_how_many_are_left_out():
     table = notes_of(drawn((*flipping(1), long)))["table"]
     is_kept = "gpu-9:8000/0" in [row[2] for row in table["rows"]]
     assert (len(table["rows"]), table["left_out"], table["caption"], is_kept) == (
-        ROWS_AT_MOST,
-        FLIPS + 1 - ROWS_AT_MOST,
+        MAX_ROWS,
+        FLIPS + 1 - MAX_ROWS,
         "The longest stretches.",
         True,
     )
@@ -121,4 +121,4 @@ def test_sentences_are_made_only_for_stretches_the_table_shows():
     found = answer(saturation__regimes=stretches)
     made.clear()
     notes_of(charts.regimes(analysis(answer=found)).to_dict())
-    assert len(made) <= ROWS_AT_MOST
+    assert len(made) <= MAX_ROWS

@@ -20,7 +20,7 @@ from tests.truth_server.windows import Life, Scraping, Served, write
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
 LEAD = -900.0  # servers run before the window begins
-_MOST_REQUESTS = 60_000  # per window of days
+_MAX_REQUESTS = 60_000  # per window of days
 _INTERVALS = (1.0, 2.0, 5.0, 5.0, 10.0, 15.0, 15.0, 15.0, 30.0, 60.0)
 Load = tuple[Arrivals | Clients, ...]
 
@@ -94,7 +94,7 @@ class _Draft:
 
     def within_reason(self, seconds: float, mean_share: float) -> float:
         """So long, or shorter where that would be too many requests to simulate."""
-        return min(seconds, _MOST_REQUESTS / (mean_share * self.full))
+        return min(seconds, _MAX_REQUESTS / (mean_share * self.full))
 
     def pick(self, *values: float) -> float:
         return float(self.rng.choice(values))

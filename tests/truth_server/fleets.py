@@ -29,10 +29,10 @@ SIZES = (1, 4, 8, 16)
 LENGTHS = (10 * MINUTE, 30 * MINUTE, HOUR, 3 * HOUR, 12 * HOUR, DAY, 7 * DAY)
 WIDE_SIZES = (1, 8, 40, 100)
 WIDE_LENGTHS = (10 * MINUTE, 30 * MINUTE, HOUR, 3 * HOUR, 12 * HOUR, DAY, 7 * DAY, 30 * DAY)
-_MOST_REQUESTS = 30_000  # per fleet: takes a minute or two to simulate
-_MOST_GROWING_REQUESTS = 8_000  # per model
-_MOST_WIDE_REQUESTS, _MOST_SCRAPES = 20_000, 45_000  # a wide fleet takes half a minute, too
-_MOST_SLOWNESS = 10.0  # in long windows, where faster servers would serve too many
+_MAX_REQUESTS = 30_000  # per fleet: takes a minute or two to simulate
+_MAX_GROWING_REQUESTS = 8_000  # per model
+_MAX_WIDE_REQUESTS, _MAX_SCRAPES = 20_000, 45_000  # a wide fleet takes half a minute, too
+_MAX_SLOWNESS = 10.0  # in long windows, where faster servers would serve too many
 _QUARTER = 900.0
 _STALLED_SECONDS = 5.0
 _DRAINED_SECONDS = 60.0
@@ -302,7 +302,7 @@ def fleet(number: int, seed: int = 0, *, longest: float = 7 * DAY) -> Fleet:
 def wide_fleet(number: int, seed: int = 0, *, longest: float = 30 * DAY) -> Fleet:
     """Fleet `number` of 1, 8, 40 or 100 replicas by turns, ten minutes to a month.
 
-    Scraped every 2 to 60 s, the more of them and the longer the more rarely: `_MOST_SCRAPES`.
+    Scraped every 2 to 60 s, the more of them and the longer the more rarely: `_MAX_SCRAPES`.
     """
     rng = np.random.default_rng((seed, number, 43))
     size = WIDE_SIZES[number % len(WIDE_SIZES)]
@@ -310,13 +310,13 @@ def wide_fleet(number: int, seed: int = 0, *, longest: float = 30 * DAY) -> Flee
         (seconds, scrape)
         for seconds in WIDE_LENGTHS
         for scrape in (2.0, 5.0, 15.0, 30.0, 60.0)
-        if seconds <= longest and size * seconds / scrape <= _MOST_SCRAPES
+        if seconds <= longest and size * seconds / scrape <= _MAX_SCRAPES
     ]
     seconds = float(rng.choice(sorted({seconds for seconds, _ in possible})))
     scrape = float(rng.choice([scrape for length, scrape in possible if length == seconds]))
     shares = _shares(size, rng)
     name, own = f"wide-{number:03d}", 97 * seed + number
-    return _fleet(name, own, shares, seconds, scrape, rng, most=_MOST_WIDE_REQUESTS, slowed=0.0)
+    return _fleet(name, own, shares, seconds, scrape, rng, most=_MAX_WIDE_REQUESTS, slowed=0.0)
 
 
 def growing_fleet(number: int, seed: int = 0) -> Fleet:
@@ -338,9 +338,9 @@ def growing_fleet(number: int, seed: int = 0) -> Fleet:
 
 def _growing_service(model: str, count: int, seconds: float, rng: np.random.Generator) -> Service:
     asked = {pair: 0.5 * count * truths()[pair].requests_per_second * seconds for pair in PAIRS}
-    few = [pair for pair, most in asked.items() if most <= 2 * _MOST_GROWING_REQUESTS]
+    few = [pair for pair, most in asked.items() if most <= 2 * _MAX_GROWING_REQUESTS]
     server, mix = few[rng.integers(len(few))]
-    slowness = max(1.0, asked[server, mix] / _MOST_GROWING_REQUESTS)
+    slowness = max(1.0, asked[server, mix] / _MAX_GROWING_REQUESTS)
     one = truths()[server, mix].requests_per_second / slowness
     grown_at = float(rng.uniform(9, 14)) * MINUTE
     members = tuple(
@@ -378,7 +378,7 @@ def _fleet(
     scrape: float,
     rng: np.random.Generator,
     *,
-    most: float = _MOST_REQUESTS,
+    most: float = _MAX_REQUESTS,
     slowed: float = 3 * HOUR,
 ) -> Fleet:
     shape = str(rng.choice(("constant", "diurnal", "spells", "bursts", "rush", "rush")))
@@ -414,7 +414,7 @@ def _service(
     share = float(rng.choice((0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)))
     full = truth.requests_per_second * used
     wanted = share * full * (seconds - LEAD)
-    slowness = min(_MOST_SLOWNESS, max(1.0, wanted / most)) if seconds >= slowed else 1.0
+    slowness = min(_MAX_SLOWNESS, max(1.0, wanted / most)) if seconds >= slowed else 1.0
     share = min(share, share * most * slowness / wanted)
     rush = 0.0 if shape != "rush" else min(0.25 * seconds, 0.5 * most * slowness / full)
     times = _times(shape, share * full / slowness, full / slowness, seconds, rush, rng)

@@ -23,7 +23,7 @@ from tests.truth_server.servers import BLOCK_TOKENS, Mix, Server
 
 INF = math.inf
 _DRAWS = 4096
-_MOST_STEPS = 4096
+_MAX_STEPS = 4096
 
 LATENCY = (
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0,
@@ -547,7 +547,7 @@ class Engine:
         if self.now + first > until:
             self._step_end = self.now + first
             return True
-        count = min(self._ends[0][0] - self._step, _MOST_STEPS)
+        count = min(self._ends[0][0] - self._step, _MAX_STEPS)
         count = 1 if self._free < batch else min(count, BLOCK_TOKENS * (self._free // batch))
         arrival = INF if self._is_blocked() else self._source.peek()
         change = next((edge for edge in self._edges if edge > self.now), INF)

@@ -43,7 +43,7 @@ _FILE = Path(__file__).with_name("tenant_truths.json")
 
 _INTERVALS = (5.0, 10.0, 15.0, 15.0, 30.0)
 _LENGTHS = (900.0, 1800.0, 1800.0, 3600.0)
-_LEAST_JOBS = 2_000  # so that what is under way at the end hardly counts
+_MIN_JOBS = 2_000  # so that what is under way at the end hardly counts
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def tenant_case(seed: int) -> TenantCase:
     most = float(rng.choice([0.1, 0.5, 1.0, 1.3]))
     levels = [max(1, round(knee * most * rng.uniform(0.15, 1.0))) for _ in range(spells)]
     each = max(_seconds_each(server, MIXES[name], max(levels)) for name in mixes)
-    length = max(600.0, length, _LEAST_JOBS * each)
+    length = max(600.0, length, _MIN_JOBS * each)
     base = rng.dirichlet(np.full(count, 2.0))
     return TenantCase(
         seed,

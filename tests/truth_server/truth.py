@@ -26,7 +26,7 @@ _FILE = Path(__file__).with_name("truths.json")
 _WARM, _GLANCE, _MEASURED = 200.0, 200.0, 1500.0
 _NEAR, _ALIKE = 0.93, 0.985
 _SHARES, _OPEN = (0.1, 0.2, 0.3, 0.45, 0.6, 0.7, 0.8, 0.9, 1.0), 900.0
-_LEAST_WARM, _CLOSED = 30.0, 120.0
+_MIN_WARM, _CLOSED = 30.0, 120.0
 _FINE = tuple(0.001 * 1.02**k for k in range(740))  # bounds 2 % apart, to 2,300 s
 _LATENCIES = ("time_to_first_token_seconds", "inter_token_latency_seconds")
 
@@ -139,7 +139,7 @@ def _closed_level(
     server: Server, mix: Mix, level: Level, capacity: float, seed: int
 ) -> LatencyLevel:
     lifetime = level.running / level.requests
-    spans = (min(_WARM, max(_LEAST_WARM, 3 * lifetime)), _CLOSED)
+    spans = (min(_WARM, max(_MIN_WARM, 3 * lifetime)), _CLOSED)
     load = Clients(((0.0, level.clients),), stagger_seconds=5.0)
     return _latencies(server, mix, load, spans, level.output / capacity, seed)
 

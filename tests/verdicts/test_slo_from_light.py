@@ -22,7 +22,7 @@ from tests.verdicts.test_unloaded import (
 from vllm_capacity.assumptions import Slo
 from vllm_capacity.plan import plan
 from vllm_capacity.render.prose.verdict import by_arithmetic
-from vllm_capacity.verdicts.hardware.elsewhere import MOST_TIMES, within_targets
+from vllm_capacity.verdicts.hardware.elsewhere import MAX_TIMES, within_targets
 from vllm_capacity.verdicts.hardware.slo_from_light import within_from_light
 from vllm_capacity.verdicts.hardware.unloaded import in_production
 from vllm_capacity.verdicts.hardware.what_if import what_if
@@ -43,7 +43,7 @@ def test_from_the_lightest_silicon_load_to_targets():
     """The step times were fitted on these rows; `bench/whatif.py` leaves models out."""
     found = {}
     for one, *heavier in silicon_sweeps():
-        runs = [one, *(run for run in heavier if run.clients <= MOST_TIMES * one.clients)]
+        runs = [one, *(run for run in heavier if run.clients <= MAX_TIMES * one.clients)]
         for name, *targets in _both_targets(runs):
             loads = [_slo_load(run, *targets) for run in runs]
             truth = within_targets(loads)

@@ -16,7 +16,7 @@ from vllm_capacity.tenants import Tenants
 from vllm_capacity.verdicts.cost.bill import most_for_prompts
 
 OPEN_SEEDS = range(2100, 2112)
-LEAST_SHARE = 0.02  # below it, the truth itself is noise
+MIN_SHARE = 0.02  # below it, the truth itself is noise
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def judged(tmp_path_factory):
         tenants, unfitted = a.tenants(log).tenants, by_rule(a, log).tenants
         weights = {k: t.prompt_tokens + 4 * t.output_tokens for k, t in tenants.items()}
         for name, share in truth.shares.items():
-            if share >= LEAST_SHARE:
+            if share >= MIN_SHARE:
                 own = tenants[name].share_ratio
                 by_weights = weights[name] / sum(weights.values())
                 rule = unfitted[name].share_ratio
@@ -84,7 +84,7 @@ def judged_open(tmp_path_factory):
         explained = 1 - result.unmatched.share_ratio.mid
         by_tokens = 1 - unfitted.unmatched.share_ratio.mid
         for name, share in shares.items():
-            if share >= LEAST_SHARE:
+            if share >= MIN_SHARE:
                 own = result.tenants[name].share_ratio
                 ends = (end / explained for end in (own.low, own.mid, own.high))
                 rule = unfitted.tenants[name].share_ratio

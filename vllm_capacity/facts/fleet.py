@@ -26,7 +26,7 @@ from vllm_capacity.facts.prices import find_price, given_price
 from vllm_capacity.selector import Selector, selector
 from vllm_capacity.timerange import TimeRange, iso, parse_instant
 
-_MOST_GPUS = 100_000
+_MAX_GPUS = 100_000
 _COLUMNS = {"instance", "match", "gpus_per_engine", "price", "usd_per_hour", "from", "until"}
 
 
@@ -183,8 +183,8 @@ def _rule(row: Mapping[str, Any], where: str) -> Rule:
     if start and end and end <= start:
         raise InputError(f"{where}: until must lie after from.")
     gpus = _number(row.get("gpus_per_engine") or 1, "gpus_per_engine", where)
-    if not 0 < gpus <= _MOST_GPUS:
-        raise InputError(f"{where}: gpus_per_engine must be above 0, {_MOST_GPUS:,} at most.")
+    if not 0 < gpus <= _MAX_GPUS:
+        raise InputError(f"{where}: gpus_per_engine must be above 0, {_MAX_GPUS:,} at most.")
     listed = find_price(str(price)) if price else None
     rate = _given(usd, where) if listed is None else listed.usd
     host = None if listed is None else listed.host

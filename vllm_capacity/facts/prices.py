@@ -29,7 +29,7 @@ from vllm_capacity.estimate import Estimate, Kind
 from vllm_capacity.facts.gpus import ANY_FORM, find_gpu
 from vllm_capacity.facts.tables import OWN, Count, Day, Text, is_own, suggest, table_rows
 
-_MOST_USD = 1e6
+_MAX_USD = 1e6
 _DECIMAL_COMMA = re.compile(r"\$?\d*,\d+")
 _INTERVAL = re.compile(r"(?P<low>[^\s,]+) to (?P<high>[^\s,]+?)(?:, likely (?P<mid>\S+))?")
 
@@ -48,7 +48,7 @@ class Price:
     form_factor: Text
     provider: Text
     tier: Text
-    usd_per_gpu_hour: Annotated[float, msgspec.Meta(ge=0, le=_MOST_USD)]
+    usd_per_gpu_hour: Annotated[float, msgspec.Meta(ge=0, le=_MAX_USD)]
     min_gpus: Count = 1
     region: str = ""
     source: Text
@@ -134,9 +134,9 @@ def price_of(text: str) -> Estimate | None:
 
 def given_price(usd_per_hour: float) -> Estimate:
     """The user's own rate per GPU-hour, exact; raises InputError if it is out of range."""
-    if not 0 <= usd_per_hour <= _MOST_USD:
+    if not 0 <= usd_per_hour <= _MAX_USD:
         raise InputError(
-            f"The price per GPU-hour must be 0 or more and at most {_MOST_USD:,.0f} USD; found "
+            f"The price per GPU-hour must be 0 or more and at most {_MAX_USD:,.0f} USD; found "
             f"{usd_per_hour}."
         )
     return Estimate.exact(usd_per_hour, f"${usd_per_hour:g}/GPU-hour (given)", kind=Kind.GIVEN)

@@ -31,7 +31,7 @@ from vllm_capacity.telemetry.manifest import TABLES
 from vllm_capacity.telemetry.processes import PROCESS_START
 from vllm_capacity.telemetry.window import Answers, Window
 
-MOST_ROWS = 200_000
+MAX_ROWS = 200_000
 """A window with more rows is not kept in memory: queries read its files."""
 
 _OF_ENGINES = (RUNNING, GENERATION_TOKENS, REQUESTS, KV_CACHE)  # as in engines.sql
@@ -57,7 +57,7 @@ class FewRows(SortedWindow):
 def with_few_rows(window: Window) -> Window:
     """The window, which keeps its answers: from rows in memory if they are few."""
     rows = sum(file.rows for file in window.manifest.files if file.table in TABLES)
-    if window.manifest.origin is not None or rows > MOST_ROWS:
+    if window.manifest.origin is not None or rows > MAX_ROWS:
         return window.remembering()
     own = {each.name: getattr(window, each.name) for each in fields(Window)}
     found = FewRows(

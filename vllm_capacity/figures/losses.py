@@ -55,7 +55,7 @@ from vllm_capacity.timerange import TimeRange
 TOKENS = (GENERATION_TOKENS, PROMPT_TOKENS)
 COUNTED = (REQUESTS, *TOKENS)
 STRETCH = {E2E: 20, ITL: 200}  # minimum observations for a mean
-_LEAST_KV_RATIO = 0.02  # from this usage on, it shows how many requests fit into the cache
+_MIN_KV_RATIO = 0.02  # from this usage on, it shows how many requests fit into the cache
 
 
 @dataclass(frozen=True, repr=False)
@@ -342,7 +342,7 @@ def engine_places(window: Window, *, time_range: TimeRange) -> pl.DataFrame:
     both = running.join(
         kv_cache, on=key, how="left", nulls_equal=True, suffix="_kv", maintain_order="left"
     )
-    is_full = pl.col("value_kv") >= _LEAST_KV_RATIO
+    is_full = pl.col("value_kv") >= _MIN_KV_RATIO
     return both.group_by("instance", "engine", maintain_order=True).agg(
         most=pl.col("value").max(),
         running=pl.col("value").filter(is_full).sum(),

@@ -31,7 +31,7 @@ from vllm_capacity.timerange import TimeRange
 Schema = dict[str, DataTypeClass | pl.DataType]
 
 _INSTANT_SECONDS = 1e-9  # two attempts at one time are near each other, whatever the interval
-_LEAST_STEPS = 6
+_MIN_STEPS = 6
 _EVEN = 0.75  # alternating steps closer in length than this ratio are jitter of one grid
 _STEADY = 0.1  # every two steps together must be within this share of their median
 
@@ -63,7 +63,7 @@ def _by_turns(own: pl.DataFrame) -> pl.DataFrame:
 
 def _is_alternating(steps: np.ndarray) -> bool:
     """Whether long and short steps (µs) take turns."""
-    if steps.size < _LEAST_STEPS:
+    if steps.size < _MIN_STEPS:
         return False
     pairs = steps[1:] + steps[:-1]
     short, long = sorted((float(np.median(steps[0::2])), float(np.median(steps[1::2]))))

@@ -25,14 +25,14 @@ FINISHED_REASONS = ("stop", "length", "abort", "error", "repetition")
 CHART_QUANTILES = {"p50": 0.5, "p95": 0.95}
 
 
-POINTS_AT_MOST = 150  # more make a page slow to draw
+MAX_POINTS = 150  # more make a page slow to draw
 _READABLE_STEPS_SECONDS = (
     *(10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 900.0, 1800.0),
     *(3600.0, 7200.0, 10800.0, 21600.0, 43200.0, 86400.0, 604800.0),
 )
 
 
-def readable_step_seconds(time_range: TimeRange, *, points: int = POINTS_AT_MOST) -> float:
+def readable_step_seconds(time_range: TimeRange, *, points: int = MAX_POINTS) -> float:
     """The shortest round step that divides the time range into at most `points` points.
 
     A week if no round step is long enough.

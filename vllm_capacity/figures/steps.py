@@ -36,7 +36,7 @@ _ENGINE = ["instance", "engine"]
 _STEP = [*_ENGINE, "step"]
 _MINUTE_SECONDS = 59.5  # scrapes come a little late or early
 MINUTE_SECONDS = 60.0
-_MOST_EMPTY_STEPS = 120  # in a row; a longer run becomes one step
+_MAX_EMPTY_STEPS = 120  # in a row; a longer run becomes one step
 _QUEUED = ("queued_scrapes", "queued_near_max", "queued_at_max")
 """Scrapes with waiting requests: all of them, those with the step's maximum of running requests or
 one less, and those with the maximum."""
@@ -97,7 +97,7 @@ class Grid:
         )
         seen = inside.select(step=even.of("ts")).get_column("step").unique().sort().to_list()
         pairs = pairwise([-1, *seen, even.count])
-        holes = [(a + 1, b - 1) for a, b in pairs if b - a - 1 > _MOST_EMPTY_STEPS]
+        holes = [(a + 1, b - 1) for a, b in pairs if b - a - 1 > _MAX_EMPTY_STEPS]
         return cls(time_range, seconds, tuple(holes))
 
     @cached_property

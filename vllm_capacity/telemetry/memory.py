@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?\s*", re.IGNORECASE)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-_LEAST_BYTES = 100_000_000
+_MIN_BYTES = 100_000_000
 _CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _MALLOPT_TRIM_THRESHOLD, _MALLOPT_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _KEPT_BYTES = 2**27
@@ -55,7 +55,7 @@ def parse_size(text: str) -> int:
         raise InputError(f"No size {text!r} for --memory-limit; write it as 4GB or 512MB.")
     number, power, binary = found.groups()
     size = int(float(number) * (1024 if binary else 1000) ** _POWERS[power.upper()])
-    if size < _LEAST_BYTES:
+    if size < _MIN_BYTES:
         raise InputError(f"--memory-limit is {text!r}, but every answer needs at least 100MB.")
     return size
 

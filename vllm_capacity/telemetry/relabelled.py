@@ -30,7 +30,7 @@ from vllm_capacity.telemetry.rows import INGEST_NOTES_SCHEMA, UTC_MICROSECONDS, 
 
 SURE, UNSURE = "respelled", "relabelled"
 _PLACE = ["instance", "metric", "kind", "scrape"]
-_MOST_COMPARED = 10_000  # pairs of one metric in one scrape; if there are more, none is paired
+_MAX_COMPARED = 10_000  # pairs of one metric in one scrape; if there are more, none is paired
 _UNTIED = "counted from its first value"
 _Labels = frozenset[tuple[str, str]]
 _Place = tuple[str, str, str, int]
@@ -390,7 +390,7 @@ class Relabelling:
         self, vanished: dict[int, float], appeared: dict[int, float]
     ) -> Iterator[tuple[int, int]]:
         """The pairs whose labels differ less than in any other pair of either series."""
-        if len(vanished) * len(appeared) > _MOST_COMPARED:
+        if len(vanished) * len(appeared) > _MAX_COMPARED:
             return
         apart = {
             (old, new): len(self.histories[old].labels ^ self.histories[new].labels)

@@ -13,7 +13,7 @@ _DAY_SECONDS = 86_400
 _DISTANCE_US = 7 * _DAY_SECONDS * 1_000_000
 _HOUR_US = 3_600_000_000
 _SPANS = 10  # a stray is further away than this many times the time span of the others
-_MOST, _MOST_SHARE = 10, 0.25
+_MAX, _MAX_SHARE = 10, 0.25
 
 
 def may_have_strays(hours: pl.Series) -> bool:
@@ -38,10 +38,10 @@ def strays_of(known: Frames, pulses: pl.DataFrame) -> pl.DataFrame:
     far = times.with_columns(island=pl.Series(island)).filter(
         pl.Series(distance > max(_DISTANCE_US, _SPANS * int(main[-1] - main[0])))
     )
-    crowds = far.group_by("island", "instance").len().filter(pl.col("len") > _MOST)
+    crowds = far.group_by("island", "instance").len().filter(pl.col("len") > _MAX)
     few = far.join(crowds.select("island").unique(), on="island", how="anti")
     strays = pl.concat([few, far.join(_before_birth(known), on=KEY, how="semi")]).unique()
-    if strays.height > _MOST_SHARE * times.height:
+    if strays.height > _MAX_SHARE * times.height:
         return nothing
     return strays.select(*KEY, moved_us=pl.lit(None, pl.Int64)).sort(KEY)
 

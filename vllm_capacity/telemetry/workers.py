@@ -21,7 +21,7 @@ from vllm_capacity.errors import SourceError
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
-_MOST_BARREN = 3
+_MAX_BARREN = 3
 
 
 class Workers(Protocol):
@@ -65,7 +65,7 @@ class Processes:
             if left:
                 self.close()
                 barren = barren + 1 if len(left) == had else 0
-            if barren == _MOST_BARREN:
+            if barren == _MAX_BARREN:
                 raise SourceError(
                     f"The workers were killed {barren} times in a row, perhaps because memory ran "
                     "out. Try again with fewer --workers; finished hours are kept."

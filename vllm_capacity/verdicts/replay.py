@@ -48,18 +48,18 @@ from vllm_simulator.stats import Histogram
 WAIT_LIMIT_SECONDS = 1.0
 _QUANTILE = 0.95
 _LEAD_SECONDS = 300.0
-_LEAST_SECONDS, _MOST_SECONDS = 900.0, 3600.0
-_MOST_STEPS = 50_000  # per engine and replay: takes about a second
-_LEAST_REQUESTS, _MOST_REQUESTS = 20.0, 40_000.0  # the maximum takes some seconds
-_LEAST_RUNNING = 0.5
-_LEAST_STEPS = 5
+_MIN_SECONDS, _MAX_SECONDS = 900.0, 3600.0
+_MAX_STEPS = 50_000  # per engine and replay: takes about a second
+_MIN_REQUESTS, _MAX_REQUESTS = 20.0, 40_000.0  # the maximum takes some seconds
+_MIN_RUNNING = 0.5
+_MIN_STEPS = 5
 _LIKE = 1.3
-_MOST_GAPS = 0.1
-_MOST_TRIES = 3
+_MAX_GAPS = 0.1
+_MAX_TRIES = 3
 _BATCHED_TOKENS = 2048  # vLLM V1's default of max_num_batched_tokens
 _BLOCK_TOKENS = 1024
 _UNSEEN_PLACES = 256  # vLLM's smallest default of max_num_seqs
-_LEAST_STEP_SECONDS = 1e-4
+_MIN_STEP_SECONDS = 1e-4
 _ITL_SECONDS = tuple(np.geomspace(1e-4, 1e3, 700).tolist())
 Floats = NDArray[np.float64]
 
@@ -191,7 +191,7 @@ def replays(
         ends.append(served.capacity.high)
     models = [_Model.of(served, end) for end in ends]
     found: list[Replay] = []
-    for count in range(replicas, min(most, replicas + _MOST_TRIES - 1) + 1):
+    for count in range(replicas, min(most, replicas + _MAX_TRIES - 1) + 1):
         for model in models:
             one = _replay(served, arrivals, model, busiest, replicas=count, share=scale / count)
             if one is None or not (one.is_kept or _is_conclusive(served, arrivals, model, busiest)):
@@ -263,7 +263,7 @@ class _Model:
             model_name="replay",
             num_gpu_blocks=1 + places * longest,
             step_time=StepTime(
-                base_seconds=max(base, _LEAST_STEP_SECONDS),
+                base_seconds=max(base, _MIN_STEP_SECONDS),
                 per_sequence_seconds=slope - per_prefill * computed / output,
                 per_prefill_token_seconds=per_prefill,
             ),
@@ -292,12 +292,12 @@ def _latency_steps(steps: pl.DataFrame) -> tuple[Floats, Floats] | None:
     """Running requests and inter-token latency of the steps with both; None if too few."""
     needed = ("running_mean", "itl_mean_seconds", "is_gap", "is_restart")
     seen = steps.select(needed).filter(
-        (pl.col("running_mean") >= _LEAST_RUNNING)
+        (pl.col("running_mean") >= _MIN_RUNNING)
         & pl.col("itl_mean_seconds").is_not_null()
         & ~pl.col("is_gap")
         & ~pl.col("is_restart")
     )
-    if seen.height < _LEAST_STEPS:
+    if seen.height < _MIN_STEPS:
         return None
     return seen["running_mean"].to_numpy(), seen["itl_mean_seconds"].to_numpy()
 
@@ -390,9 +390,9 @@ def _period(
     None if arrivals are unknown for much of it or, given their `share`, too few for a p95 or too
     many to be replayed in some seconds.
     """
-    most = _MOST_STEPS * model.least_step_seconds - _LEAD_SECONDS
-    length = min(max(most, _LEAST_SECONDS), _MOST_SECONDS)
-    busy = busiest.timestamp(), busiest.timestamp() + _LEAST_SECONDS
+    most = _MAX_STEPS * model.least_step_seconds - _LEAD_SECONDS
+    length = min(max(most, _MIN_SECONDS), _MAX_SECONDS)
+    busy = busiest.timestamp(), busiest.timestamp() + _MIN_SECONDS
     first, last = arrivals.starts[0], arrivals.starts[-1] + arrivals.seconds[-1]
     begin = max(first, min(sum(busy) / 2 - length / 2, last - length))
     end = min(last, begin + length)
@@ -401,10 +401,8 @@ def _period(
     ends = arrivals.starts + arrivals.seconds
     inside = np.clip(np.minimum(ends, end) - np.maximum(arrivals.starts, begin), 0.0, None)
     came = float((arrivals.counts * inside / arrivals.seconds).sum())
-    is_covered = inside.sum() >= (1 - _MOST_GAPS) * (end - begin)
-    return (
-        (begin, end) if is_covered and _LEAST_REQUESTS <= came * share <= _MOST_REQUESTS else None
-    )
+    is_covered = inside.sum() >= (1 - _MAX_GAPS) * (end - begin)
+    return (begin, end) if is_covered and _MIN_REQUESTS <= came * share <= _MAX_REQUESTS else None
 
 
 def _replay(

@@ -17,7 +17,7 @@ import polars as pl
 
 from vllm_capacity.render.charts import theme
 from vllm_capacity.render.charts.theme import VegaSpec
-from vllm_capacity.render.report import CHART_NOTES, HOVER, NOTEBOOK_WIDTH, ROWS_AT_MOST
+from vllm_capacity.render.report import CHART_NOTES, HOVER, NOTEBOOK_WIDTH, MAX_ROWS
 
 Chart = alt.TopLevelMixin
 
@@ -211,7 +211,7 @@ def table_of(
             "–" if value is None else column.write(value)
             for column, value in zip(columns, row, strict=True)
         ]
-        for row in frame.select([column.name for column in columns]).head(ROWS_AT_MOST).iter_rows()
+        for row in frame.select([column.name for column in columns]).head(MAX_ROWS).iter_rows()
     ]
     left_out += frame.height - len(cells)
     heads = [

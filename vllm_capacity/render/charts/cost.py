@@ -31,7 +31,7 @@ from vllm_capacity.render.numbers import count, percent, reason, usd, value
 from vllm_capacity.render.prose import captions
 from vllm_capacity.verdicts.cost.by_utilization import cost_by_utilization as same_bill
 
-_BARS_AT_LEAST = 3
+_MIN_BARS = 3
 _CURVE_HEIGHT = 260
 _TABLE_EVERY = 6
 _ROOM_AT_RIGHT = 0.5  # above this utilization, a name goes to the left of its point
@@ -55,7 +55,7 @@ def cost_per_request(analysis: Analysis) -> Chart:
         return panel.empty(f"Not known: {why}.")
     caption = captions.cost_per_request_found(analysis.answer)
     whole = costs.filter(~pl.col("is_stub"))
-    if whole["usd_per_request"].count() < _BARS_AT_LEAST:
+    if whole["usd_per_request"].count() < _MIN_BARS:
         return panel.empty(f"{caption}; the window is too short to show how it changed.")
     x = time_axis(analysis.time_range)
     columns = [

@@ -34,7 +34,7 @@ LoadName = Literal["concurrency", "kv-usage"]
 
 EMPTY_RATIO = 0.02  # peak KV-cache usage below this is not worth a chart
 CLEAR_OF_POINTS = 8  # pixels between the labels of the y axis and a point on it
-_WAITING_AT_LEAST = 0.5
+_MIN_WAITING = 0.5
 _SHAPES = ("circle", "triangle-up")
 
 
@@ -101,7 +101,7 @@ class LoadState:
 
 
 QUEUED = LoadState(
-    pl.col("waiting_mean").fill_null(0.0) >= _WAITING_AT_LEAST,
+    pl.col("waiting_mean").fill_null(0.0) >= _MIN_WAITING,
     no="no requests waiting",
     yes="requests waiting",
     color=theme.LIMIT,

@@ -13,7 +13,7 @@ import polars as pl
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.estimate import Estimate
-from vllm_capacity.figures.series import POINTS_AT_MOST
+from vllm_capacity.figures.series import MAX_POINTS
 from vllm_capacity.plan import Plan
 from vllm_capacity.render.charts import theme
 from vllm_capacity.render.charts.base import (
@@ -154,7 +154,7 @@ def demand_forecast(analysis: Analysis) -> Chart:
     hours, ahead = analysis.hours, analysis.demand_ahead
     if hours.height < _MIN_HOURS:
         return panel.empty(_TOO_SHORT.format(plural(hours.height, "whole hour")))
-    demand = _demand(hours, ahead).tail(POINTS_AT_MOST)
+    demand = _demand(hours, ahead).tail(MAX_POINTS)
     if not demand["requests"].count() and not ahead.forecast:
         return panel.empty(f"Not known: {ahead.reason.rstrip('.')}.")
     if is_all_zero(demand, *_DEMAND):

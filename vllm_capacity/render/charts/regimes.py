@@ -14,7 +14,7 @@ import altair as alt
 import polars as pl
 
 from vllm_capacity.analysis import Analysis
-from vllm_capacity.figures.series import POINTS_AT_MOST, readable_step_seconds
+from vllm_capacity.figures.series import MAX_POINTS, readable_step_seconds
 from vllm_capacity.render.charts import theme
 from vllm_capacity.render.charts.base import (
     Chart,
@@ -37,7 +37,7 @@ from vllm_capacity.render.charts.time import (
 from vllm_capacity.render.engines import short_names
 from vllm_capacity.render.prose import captions
 from vllm_capacity.render.prose.verdict import REGIMES
-from vllm_capacity.render.report import ROWS_AT_MOST
+from vllm_capacity.render.report import MAX_ROWS
 from vllm_capacity.verdicts.saturation import regimes as judged
 from vllm_capacity.verdicts.saturation.fit import Stretch
 from vllm_capacity.verdicts.saturation.regime_shares import leading_regimes, regime_shares
@@ -50,9 +50,9 @@ _COLORS = {
     judged.PREFILL: theme.PREFILL,
     judged.UNKNOWN: theme.LINE,
 }
-_STRETCHES_AT_MOST = 600  # in total; more are too thin to see
+_MAX_STRETCHES = 600  # in total; more are too thin to see
 _FEW_ENGINES = 12
-_MARKS_AT_MOST = 3000  # in total; more are too slow to draw on a page
+_MAX_MARKS = 3000  # in total; more are too slow to draw on a page
 _REGIMES_A_STEP = 3
 _STRIP_HEIGHT = 40  # of a single engine
 _ROW_HEIGHT, _NAME_SHARE = 38, 0.45  # of one of several engines; the part of it for its name
@@ -98,13 +98,13 @@ def _picture(analysis: Analysis, stretches: Sequence[Stretch]) -> _Picture:
     x = time_axis(analysis.time_range)
     times = captions.engine_times(analysis.answer)
     ranked = [each.engine for each in times]
-    if len(ranked) <= _FEW_ENGINES and len(stretches) <= _STRETCHES_AT_MOST:
+    if len(ranked) <= _FEW_ENGINES and len(stretches) <= _MAX_STRETCHES:
         strips = _strips(_stretch_frame(stretches), x, _engine_axis(len(ranked)))
         return _Picture([strips], _height(len(ranked)))
     is_few = len(ranked) <= _FEW_ENGINES
     cells = len(ranked) * (_REGIMES_A_STEP if is_few else 1)
     step_seconds = readable_step_seconds(
-        analysis.time_range, points=max(2, min(POINTS_AT_MOST, _MARKS_AT_MOST // cells))
+        analysis.time_range, points=max(2, min(MAX_POINTS, _MAX_MARKS // cells))
     )
     shares = regime_shares(stretches, time_range=analysis.time_range, step_seconds=step_seconds)
     per = captions.regimes_by_step(step_seconds, times, is_mixed=is_few)
@@ -123,12 +123,12 @@ def _table(stretches: Sequence[Stretch]) -> theme.VegaSpec:
         DataColumn("regime", "bottleneck", str),
         DataColumn("evidence", "evidence", str),
     ]
-    left_out = max(0, len(stretches) - ROWS_AT_MOST)
+    left_out = max(0, len(stretches) - MAX_ROWS)
     if not left_out:
         return table_of(_stretch_frame(stretches), columns)
     # A stretch's sentence of evidence is made when it is read: only for those shown.
     longest = heapq.nlargest(
-        ROWS_AT_MOST, range(len(stretches)), key=lambda at: stretches[at].end - stretches[at].start
+        MAX_ROWS, range(len(stretches)), key=lambda at: stretches[at].end - stretches[at].start
     )
     frame = _stretch_frame([stretches[at] for at in sorted(longest)])
     return table_of(frame, columns, caption="The longest stretches.", left_out=left_out)

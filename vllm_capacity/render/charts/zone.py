@@ -17,7 +17,7 @@ import polars as pl
 from vllm_capacity.timerange import TimeRange, parse_duration_seconds, time_zone
 
 _AROUND = timedelta(days=62)  # a forecast is drawn beyond the time range of its data
-_TICKS_AT_MOST = 8
+_MAX_TICKS = 8
 _TICKS = (
     *("1s", "2s", "5s", "10s", "15s", "30s", "1m", "2m", "5m", "10m", "15m", "30m"),
     *("1h", "2h", "3h", "6h", "12h", "1d", "2d", "1w", "2w", "4w", "12w", "52w"),
@@ -104,4 +104,4 @@ def drawn_by(clock: Clock) -> Iterator[None]:
 
 def _enough(every: str, time_range: TimeRange) -> bool:
     """Whether the step is long enough to give at most eight ticks in the range."""
-    return time_range.seconds < _TICKS_AT_MOST * parse_duration_seconds(every)
+    return time_range.seconds < _MAX_TICKS * parse_duration_seconds(every)

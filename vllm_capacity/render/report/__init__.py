@@ -20,7 +20,7 @@ CHART_NOTES = "vllm_capacity"  # key of a chart's `usermeta`: its table, definit
 VEGALITE_VERSION = "6.4"
 HOVER = "hover"  # name prefix of layers and parameters for the pointer; stills omit them
 NOTEBOOK_WIDTH = 760  # numeric: "container" freezes a JupyterLab tab
-ROWS_AT_MOST = 200  # rows of a table on a page; terminals, Markdown and CSV have all
+MAX_ROWS = 200  # rows of a table on a page; terminals, Markdown and CSV have all
 STILL_WIDTH = 440  # legible with two side by side on paper, and with one on a phone
 
 

@@ -22,7 +22,7 @@ import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from vllm_capacity.render.report import CHART_MIME, ELEMENT_MIME, ROWS_AT_MOST, JsonObject
+from vllm_capacity.render.report import CHART_MIME, ELEMENT_MIME, MAX_ROWS, JsonObject
 from vllm_capacity.render.report.metadata import Metadata
 from vllm_capacity.render.report.trends import HEIGHT, WIDTH, series_trends
 from vllm_capacity.render.report.vega import ChartOf, PageChart, page_chart
@@ -286,7 +286,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.globals["rows_at_most"] = ROWS_AT_MOST
+    made.globals["rows_at_most"] = MAX_ROWS
     return made
 
 

@@ -22,7 +22,7 @@ BROWSERS = (
     "google-chrome-stable",
     "microsoft-edge",
 )
-_SECONDS_AT_MOST = 120
+_MAX_SECONDS = 120
 _OPTIONS = (
     "--headless",
     "--disable-gpu",
@@ -62,7 +62,7 @@ def print_pdf(page: Path, browser: Path) -> Path:
             page.resolve().as_uri(),
         ]
         try:
-            subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS_AT_MOST)
+            subprocess.run(command, check=True, capture_output=True, timeout=_MAX_SECONDS)
             made = printed.read_bytes()
         except (OSError, subprocess.SubprocessError) as error:
             raise SourceError(

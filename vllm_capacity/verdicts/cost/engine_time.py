@@ -58,12 +58,12 @@ _STRETCH_COLUMNS = (
 )
 _BASIS = "engine time fitted to ITL and prefill times"
 _SEED, _DRAWS = 18, 200
-_STRETCH_SECONDS, _MOST_STRETCHES = 60.0, 300
+_STRETCH_SECONDS, _MAX_STRETCHES = 60.0, 300
 _VALUES_AT_ONCE = 100_000  # of each column while drawing: 200 drawings of many stretches are large
 _ROUNDING = 1e-9  # a smaller slope of the error may be rounding
-_LEAST_STRETCHES, _LEAST_PREFILLS = 5, 30
+_MIN_STRETCHES, _MIN_PREFILLS = 5, 30
 _STRETCHES_SIGMA, _INDEPENDENT = 0.05, 15  # correlated errors: so many are independent
-_PREFILL_SIGMA, _PREFILL_SIGMA_SHARED, _PREFILL_SIGMA_MOST = 0.03, 0.4, 0.3
+_PREFILL_SIGMA, _PREFILL_SIGMA_SHARED, _MAX_PREFILL_SIGMA = 0.03, 0.4, 0.3
 _KV_SIGMA, _KV_SPREAD = 0.1, 1.0  # prior: of a step's time (share); of ln(c / F)
 _FULL_KV_RATIO = 0.9
 _STEADY = 0.5  # maximum − mean running below this: clients return, rather than arrive at random
@@ -125,7 +125,7 @@ def stretches(steps: pl.DataFrame) -> pl.DataFrame:
         & pl.col("kv_cache_ratio_mean").is_not_null()
     )
     whole = float(steps.select(seconds.filter(good).sum()).item())
-    length = max(_STRETCH_SECONDS, whole / _MOST_STRETCHES)
+    length = max(_STRETCH_SECONDS, whole / _MAX_STRETCHES)
     found = [
         _engine_stretches(own.select(_STRETCH_COLUMNS).filter(good), seconds, length)
         for own in engine_frames(steps).values()
@@ -181,10 +181,10 @@ def _engine_stretches(steps: pl.DataFrame, seconds: pl.Expr, length: float) -> p
 def engine_time(found: pl.DataFrame, prefills: Prefills | None) -> EngineTime | str:
     """Where the time of these stretches of similar engines went, or a text: why that is unknown."""
     computed = 0.0 if prefills is None else prefills.prompt_tokens * prefills.computed_ratio
-    if prefills is None or prefills.count < _LEAST_PREFILLS or not computed:
+    if prefills is None or prefills.count < _MIN_PREFILLS or not computed:
         return "too few prefills were timed (vllm:request_prefill_time_seconds)"
-    if found.height < _LEAST_STRETCHES:
-        few = f"{found.height} of {_LEAST_STRETCHES}"
+    if found.height < _MIN_STRETCHES:
+        few = f"{found.height} of {_MIN_STRETCHES}"
         return f"too few minutes with output to separate prompt and output time ({few})"
     prompts = ("prompt_tokens", "prompt_tokens_per_step")
     computing = found.with_columns(pl.col(prompts) * prefills.computed_ratio)
@@ -287,7 +287,7 @@ def _prefill_rows(
     by_prompt = columns["prompt_tokens"] / columns["prompt_tokens"].sum(axis=1, keepdims=True)
     own = prefills.prompt_tokens * prefills.computed_ratio / prefills.count
     others = np.vecdot(by_prompt, columns["prompt_tokens_per_step"])
-    sigma = np.minimum(_PREFILL_SIGMA + _PREFILL_SIGMA_SHARED * others / own, _PREFILL_SIGMA_MOST)
+    sigma = np.minimum(_PREFILL_SIGMA + _PREFILL_SIGMA_SHARED * others / own, _MAX_PREFILL_SIGMA)
     spread = np.array([math.exp(each) for each in sigma * noise])
     mean = prefills.seconds / prefills.count * spread
     step = [

@@ -245,7 +245,7 @@ def _of_one_length(origins: NDArray[np.int64], steps_per_day: int) -> Iterator[t
     processor's cache.
     """
     week = 7 * steps_per_day
-    lengths = np.where(origins < week, origins, np.minimum(origins // week, _MOST_WEEKS) * week)
+    lengths = np.where(origins < week, origins, np.minimum(origins // week, _MAX_WEEKS) * week)
     start = 0
     while start < len(origins):
         length = int(lengths[start])
@@ -257,7 +257,7 @@ def _of_one_length(origins: NDArray[np.int64], steps_per_day: int) -> Iterator[t
 
 NOMINAL_RATIO = 0.90
 _EDGES_HOURS = (4, 24, 48, 96, 192, 384, 768, 1536)
-_LEAST_ERRORS = 10
+_MIN_ERRORS = 10
 _NEWEST_HOURS = 2.0
 _NOMINAL_DAYS = 10.0
 
@@ -362,17 +362,17 @@ def _band(errors: Floats, days: float, steps_per_day: int) -> Band | None:
 def _end(pool: Floats) -> float:
     """The larger, in size, of a pool's 5 % and 95 % quantiles; NaN for under ten errors."""
     seen = pool[np.isfinite(pool)]
-    if len(seen) < _LEAST_ERRORS:
+    if len(seen) < _MIN_ERRORS:
         return float("nan")
     tail = (1 - NOMINAL_RATIO) / 2
     return float(np.abs(np.quantile(seen, [tail, 1 - tail])).max())
 
 
-LEAST_WEEKS = 2
-_MOST_WEEKS = 8
+MIN_WEEKS = 2
+_MAX_WEEKS = 8
 _SMOOTHED_HOURS = 5
 _SHARES_OF_ONE_WEEK = (0.9, 0.5, 0.0)
-_LEAST_GAIN = 0.05
+_MIN_GAIN = 0.05
 _LARGE_GAIN = 0.25
 _WIDEST_RATIO = 1.05
 
@@ -400,7 +400,7 @@ def best_pattern(values: Floats, horizon: int, steps_per_day: int) -> Pattern:
     weeks, compared = len(values) // week, max(horizon, steps_per_day)
     history = filled(values, steps_per_day)
     past = backtest(values, history, compared, steps_per_day)
-    if weeks < LEAST_WEEKS:
+    if weeks < MIN_WEEKS:
         why = "no weekly pattern: less than two weeks of history"
         return Pattern(blend, history, past.within(horizon), why)
     weekly_history = filled(_filled_from_last_week(values, week), steps_per_day)
@@ -414,10 +414,10 @@ def best_pattern(values: Floats, horizon: int, steps_per_day: int) -> Pattern:
     )
     gain = _gain(past, weekly, steps_per_day)
     widest = _WIDEST_RATIO if gain >= _LARGE_GAIN else 1.0
-    if gain < _LEAST_GAIN or _width_ratio(weekly, past, steps_per_day) > widest:
+    if gain < _MIN_GAIN or _width_ratio(weekly, past, steps_per_day) > widest:
         why = "no weekly pattern: it did not improve the back-test"
         return Pattern(blend, history, past.within(horizon), why)
-    seen = min(weeks, _MOST_WEEKS)
+    seen = min(weeks, _MAX_WEEKS)
     used = f"weekly pattern of {seen} weeks (back-test error {gain * 100:.0f} % lower than without)"
     return Pattern(weekly_blend, weekly_history, weekly.within(horizon), used)
 
@@ -441,7 +441,7 @@ def weekly_blend(history: Floats, horizon: int, steps_per_day: int) -> Floats:
 def _week_profile(history: Floats, steps_per_day: int) -> Floats:
     """The logarithm of the shape of a week from the next step on, mean 0."""
     week = 7 * steps_per_day
-    weeks = min(_MOST_WEEKS, history.shape[-1] // week)
+    weeks = min(_MAX_WEEKS, history.shape[-1] // week)
     by_week = (*history.shape[:-1], weeks, week)
     logs = np.log(history[..., -weeks * week :] + _offsets(history, steps_per_day)).reshape(by_week)
     levels = _mean(logs)

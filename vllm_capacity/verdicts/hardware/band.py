@@ -44,7 +44,7 @@ out).
 ANOTHER_LOAD = 0.075
 """Half the band of another load per factor e of running requests, in logarithms.
 
-From the lightest silicon rows to heavier ones, models left out. Beyond `MOST_GROWN` twice as much.
+From the lightest silicon rows to heavier ones, models left out. Beyond `MAX_GROWN` twice as much.
 """
 ANOTHER_COUNT = 0.13
 """What another GPU count adds to half a band, in logarithms per factor e of the count.
@@ -59,7 +59,7 @@ Blackwell. Compared with the tables' decoding steps of Kimi-K2.5 (INT4 experts, 
 8 GPUs, nine in ten ratios of two GPUs are within 0.2 (of one architecture 0.08), and nine in ten
 growths within 0.14 per factor e. No end-to-end run of such a model validates either.
 """
-MOST_GROWN = math.log(16)
+MAX_GROWN = math.log(16)
 """The largest range of running requests in those rows."""
 SAME_SETUP_HALF_WIDTH = 0.1
 """What another load of the measured setup adds to that."""
@@ -85,7 +85,7 @@ def half_width(question: Question, one: Side, other: Side, gain: float) -> float
     if question.at is None:
         return _class_half_width(question, one, other, gain)
     apart = abs(math.log(other.batch / one.batch))
-    beyond = max(apart - MOST_GROWN, 0.0)
+    beyond = max(apart - MAX_GROWN, 0.0)
     of_load = ANOTHER_LOAD * (apart + beyond)
     if is_latent(question):
         of_load = math.hypot(of_load, LATENT_PER_LOAD * apart)

@@ -24,7 +24,7 @@ from vllm_capacity.facts.prices import choose_price
 from vllm_capacity.facts.throughput import Measurement
 from vllm_capacity.verdicts.hardware.band import wider
 from vllm_capacity.verdicts.hardware.choice import Choice, choice
-from vllm_capacity.verdicts.hardware.question import MOST_GPUS, Load, Question
+from vllm_capacity.verdicts.hardware.question import MAX_GPUS, Load, Question
 from vllm_capacity.verdicts.hardware.serving import Machine, saturated_batch
 from vllm_capacity.verdicts.hardware.what_if import (
     Split,
@@ -35,7 +35,7 @@ from vllm_capacity.verdicts.hardware.what_if import (
 from vllm_capacity.verdicts.saturation.slo import SloLoad
 
 Ask = Callable[[Question], WhatIf]
-LEAST_VERSION_HALF_WIDTH = 0.05
+MIN_VERSION_HALF_WIDTH = 0.05
 """Minimum half band of a version's effect, in logarithms: how well two runs of one setup agree."""
 UNKNOWN_VERSION_HALF_WIDTH = 0.15
 """What two versions of unknown effect add to half a band, in logarithms.
@@ -45,7 +45,7 @@ Of 270 silicon pairs of two GPUs and two versions 84 % lie inside the band of on
 """
 PAIRED_VERSIONS = (0, 10), (0, 19)
 """The oldest and the newest version of those pairs."""
-MOST_TIMES = 32.0
+MAX_TIMES = 32.0
 """How far silicon sweeps validate the step from a light load to a heavier one.
 
 From 4 clients to 128 nine in ten lie inside, from 4 to 256 fewer.
@@ -165,8 +165,8 @@ def best_split(question: Question, gpus: int, ask: Ask) -> WhatIf:
     The load is shared evenly over replicas. Most output tokens per second first; splits that cannot
     serve come last, with their reason. InputError for an invalid number of GPUs.
     """
-    if not 1 <= gpus <= MOST_GPUS:
-        raise InputError(f"There must be 1 to {MOST_GPUS} GPUs; found {gpus}.")
+    if not 1 <= gpus <= MAX_GPUS:
+        raise InputError(f"There must be 1 to {MAX_GPUS} GPUs; found {gpus}.")
     found = [_split(question, each, gpus // each, ask) for each in _divisors(gpus)]
     found.sort(key=lambda pair: -(pair[0].output_tokens_per_second.mid or 0.0))
     (best, answer), every = found[0], tuple(split for split, _ in found)
@@ -276,14 +276,14 @@ def heaviest_load(question: Question, *, admitted: float | None = None) -> tuple
     here, running = question.from_gpu.rows[0], question.load.clients or 1.0
     most = saturated_batch(question.job_here, Machine(here, here.tensor_tflops or 1.0))
     most = max(most if admitted is None else min(most, admitted), running)
-    heaviest = min(most, MOST_TIMES * running)
+    heaviest = min(most, MAX_TIMES * running)
     return heaviest, heaviest == most
 
 
 def full_from_light(question: Question, ask: Ask, *, admitted: float | None = None) -> WhatIf:
     """What the same GPUs do with as many requests as they admit, from a measured light load.
 
-    Calculated, and corrected by the measured time per token. At most `MOST_TIMES` the measured
+    Calculated, and corrected by the measured time per token. At most `MAX_TIMES` the measured
     requests are estimated for (`heaviest_load`). It is an extrapolation, shown next to a measured
     bound.
     """
@@ -336,7 +336,7 @@ def version_effect(
     logs = [math.log(ratio) for ratio in ratios]
     middle = statistics.median(logs)
     spread = statistics.quantiles(logs, n=20)[-1] - middle if len(logs) > 1 else 0.0
-    half = max(LEAST_VERSION_HALF_WIDTH, abs(spread))
+    half = max(MIN_VERSION_HALF_WIDTH, abs(spread))
     words = (
         f"vLLM {there} relative to {here}: {math.exp(middle):.2f} × in {len(ratios)} published "
         "pairs of "

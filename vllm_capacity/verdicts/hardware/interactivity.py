@@ -14,17 +14,17 @@ from dataclasses import dataclass, replace
 from vllm_capacity.estimate import Estimate, Figures
 from vllm_capacity.facts.gpus import GpuSpan
 from vllm_capacity.record import Record
-from vllm_capacity.verdicts.hardware.elsewhere import MOST_TIMES, Ask
+from vllm_capacity.verdicts.hardware.elsewhere import MAX_TIMES, Ask
 from vllm_capacity.verdicts.hardware.question import Load, Question
 from vllm_capacity.verdicts.hardware.serving import Machine, saturated_batch
 
-MOST_CURVES = 5
+MAX_CURVES = 5
 """Maximum number of GPUs whose curves are drawn: the one in use and the best others."""
-MOST_POINTS = 10
+MAX_POINTS = 10
 """Maximum number of points of a curve: more add no information."""
-LEAST_LOADS = 3
+MIN_LOADS = 3
 """Minimum number of measured loads for a curve."""
-P95, P95_AT_MOST, MEAN = "p95 ITL", "p95 ITL at most", "mean ITL"
+P95, MAX_P95, MEAN = "p95 ITL", "p95 ITL at most", "mean ITL"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class GpuLoad(Figures):
 class GpuCurve(Record):
     """One GPU under loads, lightest first.
 
-    `itl` says what the ITLs are: `P95`, `P95_AT_MOST` (all that a histogram shows of one in its
+    `itl` says what the ITLs are: `P95`, `MAX_P95` (all that a histogram shows of one in its
     first bucket) or `MEAN`. `is_measured`: the loads were measured, on the GPU in use; else they
     are calculated from one.
     """
@@ -93,10 +93,10 @@ def gpu_curves(
 ) -> tuple[GpuCurve, ...]:
     """The curve of each GPU, at its price per GPU-hour; none for a GPU that cannot serve.
 
-    `question` gives model, GPUs and lengths and, if there are fewer than `LEAST_LOADS` measured
+    `question` gives model, GPUs and lengths and, if there are fewer than `MIN_LOADS` measured
     `loads`, the load that the others are calculated from, with an ITL of kind `itl`.
     """
-    is_measured = len(loads) >= LEAST_LOADS
+    is_measured = len(loads) >= MIN_LOADS
     found = []
     for gpu, price in priced:
         asked = replace(question, to_gpu=gpu)
@@ -127,20 +127,20 @@ def _calculated(asked: Question) -> Iterator[tuple[float, Question]]:
     gpu = asked.to_gpu.rows[0]
     most = saturated_batch(asked.job_there, Machine(gpu, gpu.tensor_tflops or 1.0))
     seen = asked.load.clients
-    low = max(1.0, (most if seen is None else seen) / MOST_TIMES)
-    high = most if seen is None else min(most, seen * MOST_TIMES)
+    low = max(1.0, (most if seen is None else seen) / MAX_TIMES)
+    high = most if seen is None else min(most, seen * MAX_TIMES)
     for power in range(math.ceil(math.log2(low)), math.floor(math.log2(max(high, 1.0))) + 1):
         running = 2.0**power
         yield running, replace(asked, at=Load(clients=running))
 
 
 def _downsampled(loads: Sequence[ItlLoad]) -> list[ItlLoad]:
-    """At most `MOST_POINTS` of the loads, evenly by index, including the lightest and heaviest."""
+    """At most `MAX_POINTS` of the loads, evenly by index, including the lightest and heaviest."""
     ordered = sorted(loads, key=lambda load: load.running)
-    if len(ordered) <= MOST_POINTS:
+    if len(ordered) <= MAX_POINTS:
         return ordered
-    step = (len(ordered) - 1) / (MOST_POINTS - 1)
-    return [ordered[round(place * step)] for place in range(MOST_POINTS)]
+    step = (len(ordered) - 1) / (MAX_POINTS - 1)
+    return [ordered[round(place * step)] for place in range(MAX_POINTS)]
 
 
 def _point(asked: Question, running: float, price: Estimate, ask: Ask) -> GpuLoad | None:

@@ -12,7 +12,7 @@ from vllm_capacity.facts.prices import choose_price, usual_forms
 from vllm_capacity.verdicts.hardware.compare import Candidate, Option, whatif_table
 from vllm_capacity.verdicts.hardware.interactivity import (
     MEAN,
-    MOST_CURVES,
+    MAX_CURVES,
     Interactivity,
     ItlLoad,
     gpu_curves,
@@ -159,7 +159,7 @@ def interactivity_of(
     spans[here] = question.from_gpu
     priced = [
         (spans[option.gpu], option.usd_per_gpu_hour)
-        for option in (*own, *others[: MOST_CURVES - len(own)])
+        for option in (*own, *others[: MAX_CURVES - len(own)])
         if option.gpu in spans
     ]
     ask = partial(what_if, published=published_runs(), prefer=_forms(span for span, _ in priced))

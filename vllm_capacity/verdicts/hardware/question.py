@@ -18,9 +18,9 @@ from vllm_capacity.verdicts.hardware.serving import (
     uneven,
 )
 
-MOST, MOST_GPUS = 1e12, 1024
+MOST, MAX_GPUS = 1e12, 1024
 """Upper limits: no valid rate, token count or GPU count is larger."""
-MOST_SERVED = 1.1
+MAX_SERVED = 1.1
 """The highest measured share of an open load's demand: lengths vary in a window."""
 
 KEPT_UP_RATIO = 0.9
@@ -93,13 +93,13 @@ class Question:
         numbers += [n for n in (self.itl_seconds, self.ttft_seconds) if n is not None]
         counts = (self.gpus, self.gpus_there)
         found = [f"{n:g}" for n in numbers]
-        if not all(1 <= n <= MOST_GPUS for n in counts) or not all(0 < n <= MOST for n in numbers):
+        if not all(1 <= n <= MAX_GPUS for n in counts) or not all(0 < n <= MOST for n in numbers):
             raise InputError(
-                f"There must be 1 to {MOST_GPUS} GPUs, and the output rate, both token counts and "
+                f"There must be 1 to {MAX_GPUS} GPUs, and the output rate, both token counts and "
                 f"latencies must be above 0; found {', '.join([*map(str, counts), *found])}."
             )
         offered = self.offered_tokens_per_second
-        if offered is not None and self.output_tokens_per_second > MOST_SERVED * offered:
+        if offered is not None and self.output_tokens_per_second > MAX_SERVED * offered:
             raise InputError(
                 f"{self.load.requests_per_second:g} requests/s of {self.output_tokens:g} output "
                 f"tokens are {offered:.4g} tokens/s, but {self.output_tokens_per_second:.6g} were "

@@ -43,7 +43,7 @@ By Little's law (rate × time per output token) the published runs of gpt-oss-12
 had 28 and 52 sequences running on an A100 and 157, 28 and 15 on an H100: this gives 27, 53 and 152,
 32, 17.
 """
-LEAST_ROOM_SHARE = 0.25
+MIN_ROOM_SHARE = 0.25
 """Minimum KV share of what the weights leave: servers short of room start with smaller reserves."""
 CLIENTS_OFFERED = 512.0
 """Sequences that a load keeps in flight, if the question does not say."""
@@ -142,7 +142,7 @@ def kv_room_bytes(job: Job, machine: Machine, *, reserve_share: float = 1.0) -> 
     reserve += 32 * machine.tokens_per_step * llm.hidden_size
     beside_weights = machine.gpu.memory_bytes * USABLE_MEMORY - weights / job.gpus
     room = beside_weights - reserve_share * reserve
-    return max(room, LEAST_ROOM_SHARE * beside_weights) if beside_weights > 0 else beside_weights
+    return max(room, MIN_ROOM_SHARE * beside_weights) if beside_weights > 0 else beside_weights
 
 
 def sequences_that_fit(

@@ -20,7 +20,7 @@ from itertools import pairwise
 
 from vllm_capacity.estimate import Estimate, Kind
 from vllm_capacity.verdicts.hardware.elsewhere import (
-    MOST_TIMES,
+    MAX_TIMES,
     Ask,
     heaviest_load,
     within_targets,
@@ -102,7 +102,7 @@ class _FromLight:
             return Within(found, running, middle)
         reason = (
             f"the targets may be met above a concurrency of {heaviest:.3g}, but a load of {seen} "
-            f"only supports estimates up to {MOST_TIMES:.0f} × as many"
+            f"only supports estimates up to {MAX_TIMES:.0f} × as many"
         )
         return Within(Estimate.at_least(low, words, reason=reason), running, middle)
 

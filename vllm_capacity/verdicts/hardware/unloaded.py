@@ -31,7 +31,7 @@ from vllm_capacity.facts.llms import Llm
 from vllm_capacity.record import Record
 from vllm_capacity.verdicts.hardware.band import wider
 from vllm_capacity.verdicts.hardware.elsewhere import (
-    MOST_TIMES,
+    MAX_TIMES,
     Ask,
     full_from_light,
     heaviest_load,
@@ -44,7 +44,7 @@ from vllm_capacity.verdicts.hardware.what_if import what_if
 from vllm_capacity.verdicts.saturation.fit import SaturationFit
 from vllm_capacity.verdicts.saturation.slo import SloLoad, load_met, slo_load_near
 
-MOST_CACHED = 0.2
+MAX_CACHED = 0.2
 """The largest share of prompt tokens from a prefix cache for which the calculation applies."""
 FASTEST, SLOWEST = 1.3, 0.6
 """The allowed range of a server's rate at the light load, relative to the calculated one.
@@ -67,7 +67,7 @@ gives of the calculated rate under a heavier load. MXFP4 on A100, which widens t
 bits: 25 saturated runs of two models, one laboratory's, gave 0.65 to 1.17 of it (models left out;
 median 0.88), two of four clients 0.94 and 0.99.
 """
-MOST_KV = 1.1
+MAX_KV = 1.1
 """The largest reported KV cache, relative to the memory beside the weights: sizes are rounded."""
 
 _PLAIN = ("full", "mla")
@@ -99,7 +99,7 @@ class Setup:
         """Why the calculation does not apply to this engine; empty if it does."""
         if self.is_speculating:
             return "speculative decoding is on, for which the calculation is not calibrated"
-        if self.cached_ratio > MOST_CACHED:
+        if self.cached_ratio > MAX_CACHED:
             return (
                 f"{self.cached_ratio * 100:.0f} % of the prompt tokens came from the prefix cache, "
                 "for which the calculation is not calibrated"
@@ -109,7 +109,7 @@ class Setup:
         each = self.llm.kv_bytes_per_token("fp8") / self.gpus
         weights = self.llm.weights_bytes(self.llm.weights_dtype) / self.gpus
         room = max(row.memory_bytes for row in self.gpu.rows) - weights
-        if self.kv_tokens * each <= MOST_KV * room:
+        if self.kv_tokens * each <= MAX_KV * room:
             return ""
         return (
             f"its KV cache of {self.kv_tokens:,.0f} tokens does not fit next to the weights on "
@@ -168,7 +168,7 @@ class Heaviest:
     @property
     def capacity(self) -> Estimate:
         """Output tokens/s that the engine can do; a lower bound if it is not full at that load."""
-        found, times = self.output_tokens_per_second, f"{MOST_TIMES:.0f} ×"
+        found, times = self.output_tokens_per_second, f"{MAX_TIMES:.0f} ×"
         if self.is_full or found.low is None:
             return found
         seen = self.question.load.clients or 1.0

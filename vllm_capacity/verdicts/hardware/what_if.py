@@ -32,7 +32,7 @@ from vllm_capacity.facts.throughput import Measurement, measurements, silicon_me
 from vllm_capacity.verdicts.hardware.band import (
     FULLY_LIGHT,
     LIGHT_HALF_WIDTH,
-    MOST_GROWN,
+    MAX_GROWN,
     SAME_RATE,
     SAME_RATE_UNDER_CLIENTS,
     half_width,
@@ -72,7 +72,7 @@ GROWN = 0.045
 """How much more output grows than calculated, in logarithms per factor e of running requests.
 
 From the lightest loads of the silicon rows, which the fit has seen, to heavier ones. Beyond
-`MOST_GROWN` it grows as calculated.
+`MAX_GROWN` it grows as calculated.
 """
 LIGHT_LOADS = {False: (0.6, 0.1), True: (0.3, 0.08)}
 """The shares of the calculated rate from which, and down to which, a load counts as light.
@@ -80,12 +80,12 @@ LIGHT_LOADS = {False: (0.6, 0.1), True: (0.3, 0.08)}
 By whether the clients are given. If they are, the calculation already uses their number: a rate so
 low is due to the load generator.
 """
-MOST_TIMES_MEASURED = 2.0
+MAX_TIMES_MEASURED = 2.0
 """How far a measured rate may exceed the calculated one.
 
 Of published runs left out of the fit, the highest was 1.7 × the calculated rate.
 """
-MOST_BELIEVED = 10.0
+MAX_BELIEVED = 10.0
 """A rate above this multiple of the calculated one is refused; below, prompts may be cached."""
 CLOSED_SHARE = 0.6
 """The weight of reading a light load as a fixed number of clients, as in load tests.
@@ -340,10 +340,10 @@ class _Asking:
             side(job, machine, self.calibration, clients=clients).rate
             for machine in machines_of(job, question.from_gpu, self.prefer)
         )
-        if measured <= MOST_BELIEVED * rate:
+        if measured <= MAX_BELIEVED * rate:
             return ""
         return (
-            f"{measured:,.6g} output tokens/s is more than {MOST_BELIEVED:g} × the {rate:,.3g} "
+            f"{measured:,.6g} output tokens/s is more than {MAX_BELIEVED:g} × the {rate:,.3g} "
             f"calculated for {question.gpus} × {question.from_gpu.label}, so nothing can be scaled "
             "from it. Check the GPU and its count, the weight type, the token counts and the "
             "clients"
@@ -468,7 +468,7 @@ class _Asking:
         there = alike.batch / rate * math.exp(-self._beside_sheets(one, alike, gain))
         seconds = there * other.sequence_seconds / alike.sequence_seconds
         apart = math.log(other.batch / one.batch)
-        grown = GROWN * max(min(apart, MOST_GROWN), -MOST_GROWN)
+        grown = GROWN * max(min(apart, MAX_GROWN), -MAX_GROWN)
         return math.log(other.batch / seconds / rate) + grown
 
     def _beside_sheets(self, one: Side, other: Side, gain: float) -> float:
@@ -687,7 +687,7 @@ def _around(mid: float, half: float, words: str) -> Estimate:
 
 def _excess(question: Question, one: Side) -> float:
     """By what factor the measured rate exceeds the limit for published runs; at least 1."""
-    return max(question.output_tokens_per_second / one.rate / MOST_TIMES_MEASURED, 1.0)
+    return max(question.output_tokens_per_second / one.rate / MAX_TIMES_MEASURED, 1.0)
 
 
 def _utilization_log(busy: GpuUtilization, one: Side, other: Side) -> float:

@@ -27,7 +27,7 @@ from vllm_capacity.verdicts.saturation.load_test import LoadTest, saturation_of
 _P95 = 1.5
 _ITL_ERROR, _TTFT_ERROR = (0.06 * _P95, 0.22 * _P95), (0.13 * _P95, 0.53 * _P95)
 """Relative errors (90 %) per factor e between two loads, and per factor e beyond them."""
-_LEAST_ERROR = 0.03
+_MIN_ERROR = 0.03
 _FARTHEST = 8.0
 """The farthest load with a prediction, as a multiple of the heaviest load seen."""
 
@@ -145,7 +145,7 @@ def _latency(
     (x, y), (x2, y2) = ((np.log(load[i]), np.log(seconds[i])) for i in (place - 1, place))
     away = max(0.0, np.log(load[0] / clients), np.log(clients / load[-1]))
     value = y + (y2 - y) * (np.log(clients) - x) / (x2 - x)
-    error = max(_LEAST_ERROR, errors[0] * (x2 - x) if not away else errors[1] * away)
+    error = max(_MIN_ERROR, errors[0] * (x2 - x) if not away else errors[1] * away)
     basis = "interpolated between the tested loads"
     if away:
         basis = "extrapolated from the two nearest tested loads"

@@ -44,14 +44,14 @@ from vllm_capacity.verdicts.saturation.regimes import EngineSteps
 MINUTE_SECONDS = 60.0
 SLOWED = 0.75
 """Below this share of its best minute, a server at its limit was slowed by something."""
-_LEAST_SCATTER, _MOST_SCATTER = 0.05, 0.2
+_MIN_SCATTER, _MAX_SCATTER = 0.05, 0.2
 _NEAR_LIMIT = 0.9
 _STRETCHES = tuple(MINUTE_SECONDS * 2**k for k in range(7))
 _REQUEST_SCATTER, _SERVER_SCATTER = 0.3, 0.06
 _MISSED = 0.05  # chance that any stretch was luckier than corrected for
-_AS_GOOD = 1 - _MOST_SCATTER
+_AS_GOOD = 1 - _MAX_SCATTER
 _KV_TIGHT_RATIO = 0.67  # at a scrape; between scrapes it was fuller
-_LIGHTEST, _LEAST_LIGHT = 0.1, 3
+_LIGHTEST, _MIN_LIGHT = 0.1, 3
 _UNSLOWED, _LIGHTER = 1.3, 0.9
 _FEWEST_PROMPTS = 0.5
 
@@ -95,8 +95,8 @@ class BestMinute:
     @property
     def scatter(self) -> float:
         """How far one minute at the limit may lie above the mean, as a share of it."""
-        scatter = 1 / math.sqrt(self.requests) if self.requests else _MOST_SCATTER
-        return min(_MOST_SCATTER, max(_LEAST_SCATTER, scatter))
+        scatter = 1 / math.sqrt(self.requests) if self.requests else _MAX_SCATTER
+        return min(_MAX_SCATTER, max(_MIN_SCATTER, scatter))
 
 
 def best_minute(steps: EngineSteps) -> BestMinute | None:
@@ -134,8 +134,8 @@ def best_minute(steps: EngineSteps) -> BestMinute | None:
             found,
             key=lambda one: one.output,
             default=Held(
-                float(output[best] * (1 - _MOST_SCATTER)),
-                _MOST_SCATTER,
+                float(output[best] * (1 - _MAX_SCATTER)),
+                _MAX_SCATTER,
                 MINUTE_SECONDS,
                 instant(steps.end[best]),
             ),
@@ -185,7 +185,7 @@ def _stretches(steps: EngineSteps, ratio: float) -> list[Held]:
         of_server = _SERVER_SCATTER / np.sqrt(spans / MINUTE_SECONDS)
         is_limited = tight[last] > tight[first]
         scatter = np.where(is_limited, np.hypot(of_requests, of_server), of_requests / 2)
-        luck = np.minimum(_MOST_SCATTER, errors * scatter)
+        luck = np.minimum(_MAX_SCATTER, errors * scatter)
         best = int(np.argmax(held * (1 - luck)))
         found.append(
             Held(
@@ -281,10 +281,10 @@ def _is_unslowed(steps: EngineSteps, counts: Indices) -> Mask:
         & (steps.output_tokens_per_second > 0)
         & ~is_nonzero(steps.waiting_max)
     )
-    if len(timed) < _LEAST_LIGHT:
+    if len(timed) < _MIN_LIGHT:
         return np.zeros(len(steps), bool)
     order = timed[np.argsort(steps.running[timed], kind="stable")]
-    light = order[: max(_LEAST_LIGHT, int(len(order) * _LIGHTEST))]
+    light = order[: max(_MIN_LIGHT, int(len(order) * _LIGHTEST))]
     ran, tokens, prompts = (
         total(steps.column(name)[light], steps.seconds[light])
         for name in ("running", "output_tokens_per_second", "prompt_tokens_per_second")

@@ -56,16 +56,16 @@ from vllm_capacity.verdicts.utilization import NOT_REACHED
 
 _BLOCK_SECONDS = 60.0
 _LIFETIMES = 2.0
-_LEAST_COUNT = 5.0
+_MIN_COUNT = 5.0
 _MIN_BLOCKS = 3
 _SIGNIFICANT = 3.1
-_LEAST_VARIATION = 0.2
-_LEAST_CORRELATION = 0.5
+_MIN_VARIATION = 0.2
+_MIN_CORRELATION = 0.5
 _LIGHT, _MIN_LOADS_A_PART = 1 / 3, 2
 _EASING_NEAR, _EASING_FAR, _FAR_LIMIT = 0.6, 0.85, 4.0
-_LEAST_BATCH = 16.0
-_LEAST_BEND, _BEND_ERRORS = 1.15, 2.5
-_LEAST_DIP, _DIP_ERRORS = 0.1, 1.5
+_MIN_BATCH = 16.0
+_MIN_BEND, _BEND_ERRORS = 1.15, 2.5
+_MIN_DIP, _DIP_ERRORS = 0.1, 1.5
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def blocks(steps: EngineSteps) -> Blocks | None:
     whole, requests, running, _ = columns.sum(0)
     if not requests:
         return None
-    least = max(_BLOCK_SECONDS, _LIFETIMES * running / requests, _LEAST_COUNT * whole / requests)
+    least = max(_BLOCK_SECONDS, _LIFETIMES * running / requests, _MIN_COUNT * whole / requests)
     begun = np.cumsum(seconds) - seconds
     firsts = np.flatnonzero(np.diff(np.floor(begun / least), prepend=-1))
     if len(firsts) < _MIN_BLOCKS:
@@ -111,7 +111,7 @@ def is_load_varied(found: Blocks) -> bool:
     ninth = 2 / (9 * freedom)
     score = (dispersion ** (1 / 3) - (1 - ninth)) / math.sqrt(ninth)
     variation = math.sqrt(max(0.0, dispersion - 1) / float(expected.mean()))
-    return score > _SIGNIFICANT and variation >= _LEAST_VARIATION
+    return score > _SIGNIFICANT and variation >= _MIN_VARIATION
 
 
 def is_load_lasting(found: Blocks) -> bool:
@@ -123,7 +123,7 @@ def is_load_lasting(found: Blocks) -> bool:
     rates = found.requests / found.seconds
     off = rates - rates.mean()
     correlation = float(off[1:] @ off[:-1]) / float(off @ off)
-    return correlation + 1.64 / math.sqrt(len(rates)) >= _LEAST_CORRELATION
+    return correlation + 1.64 / math.sqrt(len(rates)) >= _MIN_CORRELATION
 
 
 def has_bent(found: Blocks) -> bool:
@@ -136,7 +136,7 @@ def has_bent(found: Blocks) -> bool:
     light, heavy = load <= np.quantile(load, 0.5), load >= np.quantile(load, 0.8)
     growth = _step_time(running[heavy], tokens[heavy]) / _step_time(running[light], tokens[light])
     error = math.hypot(_scatter(running, tokens, heavy), _scatter(running, tokens, light))
-    return growth >= _LEAST_BEND and growth >= 1 + _BEND_ERRORS * error * growth
+    return growth >= _MIN_BEND and growth >= 1 + _BEND_ERRORS * error * growth
 
 
 def is_limit_far(loads: LoadPoints, kv_limit: float | None) -> bool:
@@ -151,7 +151,7 @@ def is_batch_small(loads: LoadPoints, kv_limit: float | None) -> bool:
     every request up to the first sixteen, and hardly more after that: up to there it bends like a
     server near its limit.
     """
-    return loads.heaviest < _LEAST_BATCH and is_limit_far(loads, kv_limit)
+    return loads.heaviest < _MIN_BATCH and is_limit_far(loads, kv_limit)
 
 
 def is_easing(loads: LoadPoints, kv_limit: float | None) -> bool:
@@ -188,7 +188,7 @@ def dipped(loads: LoadPoints) -> float | None:
         return None
     running, output = _upper_hull(np.append(0, loads.running), np.append(0, loads.output))
     ratio = loads.output / np.interp(loads.running, running, output)
-    short = ratio - (1 - _LEAST_DIP - _DIP_ERRORS * loads.error)
+    short = ratio - (1 - _MIN_DIP - _DIP_ERRORS * loads.error)
     lowest = int(np.argmin(short))
     return float(loads.running[lowest]) if short[lowest] < 0 else None
 
@@ -225,9 +225,9 @@ def _scatter(running_seconds: Floats, tokens: Floats, which: Mask) -> float:
 
 
 _KV_LOAD_WIDTH = 0.15
-_LEAST_TELLING = 8.0
+_MIN_TELLING = 8.0
 _FULL_MINUTE = 0.9
-_MOST_SOURCES = 3
+_MAX_SOURCES = 3
 
 
 def extrapolated(
@@ -353,13 +353,13 @@ def too_light(steps: EngineSteps) -> Estimate:
     if not most:
         return Estimate.unknown(
             "no requests ran in the observed steps, so there is no load to judge by; run three "
-            f"steady loads, up to about {_LEAST_TELLING:.0f} running requests"
+            f"steady loads, up to about {_MIN_TELLING:.0f} running requests"
         )
     mean = time_mean(steps.running_mean, steps.seconds)
     return Estimate.unknown(
         f"the load was too light or too uneven for a curve: {mean:,.2f} requests ran on average, "
         f"at most {most:,.0f} at once; run minutes of steady load, up to about "
-        f"{max(_LEAST_TELLING, 4 * most):,.0f} running requests"
+        f"{max(_MIN_TELLING, 4 * most):,.0f} running requests"
     )
 
 
@@ -412,7 +412,7 @@ def fleet_sum(
 def _sources(parts: Mapping[str, Estimate]) -> list[str]:
     """The basis of each part, after its name; with more than three, only the largest three."""
     known = [engine for engine, part in parts.items() if part.basis]
-    largest = sorted(known, key=lambda engine: -(parts[engine].low or 0.0))[:_MOST_SOURCES]
+    largest = sorted(known, key=lambda engine: -(parts[engine].low or 0.0))[:_MAX_SOURCES]
     shown = [f"{engine}: {parts[engine].sources}" for engine in known if engine in largest]
     more = len(known) - len(shown)
     return [*shown, f"and {more} more"] if more else shown
@@ -473,5 +473,5 @@ def _too_few(loads: LoadPoints) -> str:
     return (
         f"{seen} {loads.heaviest:,.1f} running requests; a curve needs at least {MIN_LOADS} loads "
         f"over a factor of {MIN_SPAN:g}, up to about "
-        f"{max(_LEAST_TELLING, 4 * loads.heaviest):,.0f} running requests"
+        f"{max(_MIN_TELLING, 4 * loads.heaviest):,.0f} running requests"
     )

@@ -323,7 +323,7 @@ def _quantiles(values: Floats, weights: Floats, at: Sequence[float]) -> list[flo
     return [float(values[order[min(int(i), len(order) - 1)]]) for i in where]
 
 
-_LEAST, _MOST = np.array([0.0, 0.0]), np.array([1.0, 0.1])
+_MIN, _MAX = np.array([0.0, 0.0]), np.array([1.0, 0.1])
 _STEPS = 60
 
 
@@ -364,7 +364,7 @@ def _least_squares(sets: Sequence[LoadPoints]) -> list[Usl]:
     damping = np.full(len(sets), 1e-3)
     levels, rest, slopes = _misfit(theta, n, logs, weights)
     for _ in range(_STEPS):
-        moved = np.clip(theta + _step(theta, rest, slopes, damping), _LEAST, _MOST)
+        moved = np.clip(theta + _step(theta, rest, slopes, damping), _MIN, _MAX)
         new_levels, new_rest, new_slopes = _misfit(moved, n, logs, weights)
         better = (new_rest**2).sum(1) <= (rest**2).sum(1)
         theta = np.where(better[:, None], moved, theta)
@@ -406,7 +406,7 @@ def _misfit(
 def _step(theta: Floats, rest: Floats, slopes: Floats, damping: Floats) -> Floats:
     """The damped step in σ and κ; a parameter held back by a bound stays, the other is free."""
     pull = np.einsum("slk,sl->sk", slopes, rest)
-    is_at_bound = ((theta <= _LEAST) & (pull > 0)) | ((theta >= _MOST) & (pull < 0))
+    is_at_bound = ((theta <= _MIN) & (pull > 0)) | ((theta >= _MAX) & (pull < 0))
     free = np.where(is_at_bound[:, None, :], 0.0, slopes)
     normal = np.einsum("slk,slm->skm", free, free)
     own = np.einsum("skk->sk", normal)

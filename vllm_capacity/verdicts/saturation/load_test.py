@@ -48,10 +48,10 @@ _ROWS_A_LOAD = 1.5
 _PLATEAU_HIGH = 1.06
 _MANY_LOADS = 4
 """With this many loads on a plateau, their scatter is known without a prediction."""
-_LEAST_WAITING, _WAITING_OF_RUNNING = 0.5, 0.03
+_MIN_WAITING, _WAITING_OF_RUNNING = 0.5, 0.03
 _SERVED_OF_OFFERED = 0.9
 _NEARLY_ALL = 0.97
-_OF_MOST, _OF_LIMIT = 0.9, 0.95
+_NEAR_MAX, _OF_LIMIT = 0.9, 0.95
 """Minimum share of the highest output for a row at the limit, and for the loads of its plateau."""
 _ONE_ROW_HIGH = 1.1
 _NO_NOW = "a table of loads has no present load to compare with its capacity"
@@ -122,7 +122,7 @@ class LoadTest:
         near = self.is_limited & (output >= _OF_LIMIT * output.max())
         if near.any():
             return np.asarray(near)
-        is_proven = (self.is_limited & (output >= _OF_MOST * output.max())).any()
+        is_proven = (self.is_limited & (output >= _NEAR_MAX * output.max())).any()
         return np.asarray(output >= _OF_LIMIT * output.max()) if is_proven else None
 
 
@@ -256,7 +256,7 @@ def _known_limit() -> pl.Expr:
     running, offered = pl.col("running"), pl.col("offered_requests_per_second")
     most, clients = pl.col("max_num_seqs"), pl.col("clients")
     waiting = pl.col("waiting_requests")
-    is_waiting = (waiting >= _LEAST_WAITING) & (waiting >= _WAITING_OF_RUNNING * running)
+    is_waiting = (waiting >= _MIN_WAITING) & (waiting >= _WAITING_OF_RUNNING * running)
     # Without the served rate: tokens per offered request, relative to that of a light load.
     each = pl.col("output") / offered
     served_share = pl.coalesce(pl.col("served") / offered, each / each.max())

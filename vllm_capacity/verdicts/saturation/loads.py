@@ -31,7 +31,7 @@ _ENOUGH_SCRAPES = 3
 _CORRELATION = 1.5
 _OF_PEAK = 0.95
 _PLATEAU_SPAN, _PLATEAU_LOADS = 1.4, 3
-_LEAST_SPAN, _FLAT_GROWTH = 1.1, 0.3
+_MIN_SPAN, _FLAT_GROWTH = 1.1, 0.3
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def on_plateau(loads: LoadPoints) -> Mask | None:
     running, output = loads.running[is_near], loads.output[is_near]
     if loads.heaviest >= _PLATEAU_SPAN * running[0]:
         return is_near
-    if len(running) < _PLATEAU_LOADS or running[-1] < _LEAST_SPAN * running[0]:
+    if len(running) < _PLATEAU_LOADS or running[-1] < _MIN_SPAN * running[0]:
         return None
     growth = np.polyfit(np.log(running), np.log(output), 1)[0]
     return is_near if growth <= _FLAT_GROWTH else None

@@ -32,9 +32,9 @@ from vllm_capacity.verdicts.saturation.regimes import EngineSteps
 MIN_PLATEAU_SECONDS = 60.0
 _MIN_PLATEAU_STEPS = 2
 _BLOCK_SECONDS = 60.0
-_LEAST_HALF_WIDTH = 0.03
+_MIN_HALF_WIDTH = 0.03
 _RESAMPLES, _PICKS_AT_ONCE = 1000, 2**17
-_BLOCKS_AT_MOST = 2000
+_MAX_BLOCKS = 2000
 _DENYING_SCATTERS = 2.0
 _QUEUE_OF_RUNNING, _LASTING_SCRAPES = 0.1, 6
 _KV_FULL_RATIO, _ALWAYS = 0.9, 0.9
@@ -291,7 +291,7 @@ def _with_intervals(
     block_seconds = min(seconds, max(_BLOCK_SECONDS, lifetime))
     block = min(max(1, math.ceil(block_seconds / float(np.median(weights)))), len(weights))
     ends = block_bootstrap(columns, weights, block=block, seed=seed)
-    share = max(_LEAST_HALF_WIDTH, MINUTE_SCATTER / math.sqrt(seconds / block_seconds))
+    share = max(_MIN_HALF_WIDTH, MINUTE_SCATTER / math.sqrt(seconds / block_seconds))
     output, running = (
         _wide_enough(float(np.average(column, weights=weights)), low, high, share, basis)
         for column, (low, high) in zip(columns, ends, strict=True)
@@ -315,9 +315,9 @@ def block_bootstrap(
     are longer, so that a resample has at most 2,000: each is summed once, and none is cut.
     """
     count = len(weights)
-    is_long = count > _BLOCKS_AT_MOST * block
+    is_long = count > _MAX_BLOCKS * block
     if is_long:
-        block = math.ceil(count / _BLOCKS_AT_MOST)
+        block = math.ceil(count / _MAX_BLOCKS)
     rng, blocks = np.random.default_rng(seed), math.ceil(count / block)
     # Each array wraps around, so that a block may start anywhere.
     around = [

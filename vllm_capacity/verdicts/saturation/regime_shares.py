@@ -16,7 +16,7 @@ from vllm_capacity.timerange import TimeRange
 from vllm_capacity.verdicts.saturation.fit import Stretch
 from vllm_capacity.verdicts.saturation.regimes import BY_SEVERITY, LIMITS
 
-LEAST_LIMITED_RATIO = 0.1
+MIN_LIMITED_RATIO = 0.1
 """From this share of a step on, a limit is the step's regime, whatever the rest of the step was."""
 
 _STRETCHES: Mapping[str, DataTypeClass | pl.DataType] = {
@@ -62,7 +62,7 @@ def leading_regimes(shares: pl.DataFrame) -> pl.DataFrame:
     """
     is_limit = pl.col("regime").is_in(LIMITS)
     limited = pl.col("share_ratio").filter(is_limit).sum().over("engine", "step")
-    named = shares.filter(is_limit | (limited < LEAST_LIMITED_RATIO))
+    named = shares.filter(is_limit | (limited < MIN_LIMITED_RATIO))
     return (
         named.sort("engine", "step", "share_ratio", severity(pl.col("regime")))
         .group_by("engine", "step", maintain_order=True)

@@ -83,8 +83,8 @@ _SLOWER = 1.15
 _LIGHTER = 1.4
 _BAND = 1.2
 _MIN_BAND_STEPS = 3
-_LEAST_LIMITED_SHARE = 0.1
-_LEAST_FLAT_BAND = round(math.log(2.0) / math.log(_BAND))
+_MIN_LIMITED_SHARE = 0.1
+_MIN_FLAT_BAND = round(math.log(2.0) / math.log(_BAND))
 MAX_RUNNING_NOISE = 0.15
 """Above this `running_noise_ratio`, a step's load is too uncertain for a point of a curve."""
 
@@ -117,7 +117,7 @@ _REGIMES: Mapping[Cause, str] = {
     Cause.CLIENT: CLIENT,
 }
 _SEVERITIES = np.array([BY_SEVERITY.index(_REGIMES[cause]) for cause in Cause], np.int8)
-_LEAST_LIMIT = min(map(BY_SEVERITY.index, LIMITS))
+_MIN_LIMIT = min(map(BY_SEVERITY.index, LIMITS))
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +171,7 @@ class EngineSteps:
     @property
     def is_limited(self) -> Mask:
         """The steps in which the server was at its limit."""
-        return np.asarray(self.severity >= _LEAST_LIMIT)
+        return np.asarray(self.severity >= _MIN_LIMIT)
 
     @cached_property
     def is_next(self) -> Mask:
@@ -261,7 +261,7 @@ def bottleneck(steps: EngineSteps) -> str | None:
     busiest = seen[_is_among_highest(requests, math.ceil(len(seen) / 4))]
     limited = busiest[steps.is_limited[busiest]]
     seconds = summed(steps.seconds[limited])
-    is_brief = seconds < _LEAST_LIMITED_SHARE * summed(steps.seconds[busiest])
+    is_brief = seconds < _MIN_LIMITED_SHARE * summed(steps.seconds[busiest])
     return None if is_brief else _most_time(steps, limited)
 
 
@@ -406,7 +406,7 @@ def _flat_bands(steps: EngineSteps) -> list[int]:
 def _is_flat(band: int, loads: Mapping[int, tuple[float, float]]) -> bool:
     distance = math.log(_LIGHTER) / math.log(_BAND)
     lighter = [load for other, load in loads.items() if band - other >= distance]
-    if not lighter or band < _LEAST_FLAT_BAND:
+    if not lighter or band < _MIN_FLAT_BAND:
         return False
     output, itl = loads[band]
     best, best_itl = max(lighter)

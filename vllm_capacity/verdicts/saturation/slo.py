@@ -40,7 +40,7 @@ from vllm_capacity.verdicts.saturation.regimes import EngineSteps
 
 _SIGNIFICANCE = 0.05
 _MIN_SLOPE_STEPS = 5
-_LEAST_STEPS = 3.0
+_MIN_STEPS = 3.0
 _FALLEN = 1.05
 _CLEAR, _ALMOST_ALL = 0.7, 0.9
 _MORE, _WIDEST = 1.05, 2.5
@@ -511,6 +511,6 @@ def _slope(seconds: Floats, series: Floats) -> tuple[float, float]:
     if not rest.any():
         return slope, 0.0 if slope > 0 else 1.0
     alike = max(0.0, float(rest[1:] @ rest[:-1]) / float(rest @ rest))
-    steps = max(_LEAST_STEPS, len(rest) * (1 - alike) / (1 + alike))
+    steps = max(_MIN_STEPS, len(rest) * (1 - alike) / (1 + alike))
     t = slope * np.sqrt((steps - 2) * (since @ since) / (rest @ rest))
     return slope, float(stdtr(steps - 2, -t))
