@@ -25,11 +25,12 @@ SHARED = ROOT.parent / "shared" / "data"
 # Begun first, so that no worker is left alone with one at the end: they run notebooks, Chromium, a
 # Collector or a Prometheus, or compute for half a minute.
 LONGEST = (
-    *("test_notebooks", "test_report", "test_unattended", "test_collector", "test_nights"),
-    *("test_by_hour", "test_report_browser", "test_lab_browser", "test_mirror", "test_rolled_up"),
-    *("test_forecast_shared", "test_capacity_truth", "test_on_ray", "test_wheel"),
-    *("test_tenant_truth", "test_short_parts", "test_fuzz", "test_prometheus_thinned"),
-    *("test_by_hour_scraped", "test_plain_papermill", "test_fleet_truth", "test_unloaded"),
+    *("test_notebooks", "test_nights", "test_report", "test_on_ray", "test_report_browser"),
+    *("test_collector", "test_lab_browser", "test_collector_chain", "test_sources_contract"),
+    *("test_watch", "test_scrape_cli", "test_lab_schedule", "test_by_hour", "test_short_parts"),
+    *("test_tenant_truth", "test_prometheus_thinned", "test_by_hour_scraped", "test_mirror"),
+    *("test_unattended", "test_plain_papermill", "test_capacity_truth", "test_fleet_truth"),
+    *("test_forecast_shared", "test_wheel", "test_fuzz", "test_unloaded"),
 )
 
 

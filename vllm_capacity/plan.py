@@ -31,9 +31,9 @@ from vllm_capacity.verdicts.demand.forecast import DemandAhead
 from vllm_capacity.verdicts.hardware.choice import Choice, choices
 from vllm_capacity.verdicts.hardware.compare import Option
 from vllm_capacity.verdicts.hardware.interactivity import (
+    MAX_P95,
     MEAN,
     P95,
-    MAX_P95,
     Interactivity,
     ItlLoad,
 )

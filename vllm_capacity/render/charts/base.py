@@ -17,7 +17,7 @@ import polars as pl
 
 from vllm_capacity.render.charts import theme
 from vllm_capacity.render.charts.theme import VegaSpec
-from vllm_capacity.render.report import CHART_NOTES, HOVER, NOTEBOOK_WIDTH, MAX_ROWS
+from vllm_capacity.render.report import CHART_NOTES, HOVER, MAX_ROWS, NOTEBOOK_WIDTH
 
 Chart = alt.TopLevelMixin
 

@@ -11,8 +11,8 @@ from vllm_capacity.facts.llms import find_llm
 from vllm_capacity.facts.prices import choose_price, usual_forms
 from vllm_capacity.verdicts.hardware.compare import Candidate, Option, whatif_table
 from vllm_capacity.verdicts.hardware.interactivity import (
-    MEAN,
     MAX_CURVES,
+    MEAN,
     Interactivity,
     ItlLoad,
     gpu_curves,
