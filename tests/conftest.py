@@ -25,8 +25,8 @@ SHARED = ROOT.parent / "shared" / "data"
 # Begun first, so that no worker is left alone with one at the end: they run notebooks, Chromium, a
 # Collector or a Prometheus, or compute for half a minute.
 LONGEST = (
-    *("test_notebooks", "test_nights", "test_report", "test_on_ray", "test_report_browser"),
-    *("test_collector", "test_lab_browser", "test_collector_chain", "test_sources_contract"),
+    *("test_notebooks", "test_nights", "test_collector", "test_report", "test_collector_chain"),
+    *("test_report_browser", "test_lab_browser", "test_on_ray", "test_sources_contract"),
     *("test_watch", "test_scrape_cli", "test_lab_schedule", "test_by_hour", "test_short_parts"),
     *("test_tenant_truth", "test_prometheus_thinned", "test_by_hour_scraped", "test_mirror"),
     *("test_unattended", "test_plain_papermill", "test_capacity_truth", "test_fleet_truth"),

@@ -48,7 +48,7 @@ def test_nobody_fits_is_null_with_a_reason_and_exit_status_0():
         ),
         pytest.param(
             ("Qwen3-8B", "--gpu", "L4-PCIe", "--tokens", "1000"),
-            "on 1 × L4-PCIe, all at 1,000 tokens at once",
+            "KV cache of 1 × L4-PCIe, with all users at 1,000 tokens at once",
             id="users of what context on what GPU",
         ),
         pytest.param(

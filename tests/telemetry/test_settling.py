@@ -132,6 +132,8 @@ def most_rows(hours, folder):
             frame.write_parquet(path)
     del tables, rows.parts[:]
     counts = []
+    gc.collect()
+    gc.freeze()  # what other tests left behind is not looked at, a million objects each time
 
     def counted(*_):
         counts.append(sum(len(each) for each in gc.get_objects() if isinstance(each, pl.DataFrame)))

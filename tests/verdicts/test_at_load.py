@@ -68,7 +68,7 @@ def test_no_more_run_than_the_server_runs_at_once():
     table = TABLE.with_columns(max_num_seqs=pl.lit(40.0))
     found = fit_at(table, 100.0).output_tokens_per_second
     assert found.mid == pytest.approx(fit_at(TABLE, 40.0).output_tokens_per_second.mid)
-    assert "no more than 40 run at once" in found.sources
+    assert "at most 40 run at once" in found.sources
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,9 @@ def test_no_more_run_than_the_server_runs_at_once():
         pytest.param(5, 16.0, "ttft_p95_seconds", "two loads with ttft", id="no latency"),
         pytest.param(1, 16.0, "output_tokens_per_second", "two different loads", id="one load"),
         pytest.param(0, 16.0, "output_tokens_per_second", "two different loads", id="no load"),
-        pytest.param(5, 999.0, "output_tokens_per_second", "nearer to it", id="far beyond"),
+        pytest.param(
+            5, 999.0, "output_tokens_per_second", "test a load closer to it", id="far beyond"
+        ),
     ],
 )
 def test_an_unknown_value_has_a_reason(columns, clients, name, why):
