@@ -111,6 +111,7 @@ from vllm_capacity.verdicts.utilization import headroom, utilization
 _LIGHT_SHARE = 0.5
 _WITHOUT_STEPS = ("losses", "histograms", "_lengths", "failures", "gauges")
 _WITHOUT_FITS = ("_evidence", "engine_times", "_busiest")
+_WITHOUT_REPLAYS = ("saturation", "cost", "quality")
 
 
 @dataclass(frozen=True)
@@ -968,7 +969,8 @@ class Analysis:
     def _make_at_once(self) -> None:
         """Make the slowest parts of an answer on more than one core, if the window is large.
 
-        Steps, and then the fits of engines, are made in a thread beside what needs neither.
+        Steps, then the fits of engines, then replays, are made in a thread beside what needs none
+        of them.
         """
         with ThreadPoolExecutor(1) as beside:  # DuckDB, polars and numpy let others run
             steps, fits = (beside.submit(getattr, self, name) for name in ("steps", "_own_fits"))
@@ -978,6 +980,10 @@ class Analysis:
             for name in _WITHOUT_FITS:
                 getattr(self, name)
             fits.result()
+            replays = beside.submit(self.surplus)
+            for name in _WITHOUT_REPLAYS:
+                getattr(self, name)
+            replays.result()
 
     def _attainment(self, of: Target) -> Estimate:
         """The share of observations within a target, bounded by the edges of its bucket."""

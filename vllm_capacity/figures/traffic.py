@@ -238,9 +238,10 @@ def _abandoned(window: Window, increases: pl.DataFrame, time_range: TimeRange) -
     finished = traffic.total(increases, REQUESTS)
     if not first or finished is None:
         return Estimate.unknown("needs time_to_first_token_seconds and request_success_total")
-    running = gauges.gauge_samples(window, [RUNNING], time_range=time_range).sort("ts")
+    running = gauges.gauge_samples(window, [RUNNING], time_range=time_range)
     ends = running.group_by("instance", "engine").agg(
-        first=pl.col("value").first(), last=pl.col("value").last()
+        first=pl.col("value").get(pl.col("ts").arg_min()),
+        last=pl.col("value").get(pl.col("ts").arg_max()),
     )
     at_start, at_end = (float(ends.get_column(name).sum()) for name in ("first", "last"))
     open_streams = sum(i.count for i in first) - finished
