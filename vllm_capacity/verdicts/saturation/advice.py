@@ -110,8 +110,8 @@ def _gain(
 ) -> Estimate:
     """The relative gain in throughput at `target` running requests over that at `running`.
 
-    Predicted from the bend of the curve below the limit; at most proportional. If requests are
-    preempted, the curve is raised above what was sustained by the cost of preemptions.
+    Predicted from the bend of the curve below the limit; no more than in proportion to load. If
+    requests are preempted, the curve is raised above what was sustained by the cost of preemptions.
     """
     if not fit.capacity.is_known or fit.capacity.mid is None or running <= 0 or target <= running:
         return Estimate.unknown("the current capacity is not known")

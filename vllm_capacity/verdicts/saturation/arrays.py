@@ -83,7 +83,7 @@ def group_sums(values: Floats | Indices, groups: Indices | Codes, count: int = 0
 
 
 def numbered(values: Floats) -> tuple[Indices, Indices, Indices]:
-    """The distinct values in order, the number of each value among them, and how often each is.
+    """The distinct values in order, the number of each value among them, and how often each occurs.
 
     `values` are whole and lie close to each other, such as the numbers of bands: they are counted,
     not sorted.

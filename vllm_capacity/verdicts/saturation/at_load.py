@@ -3,10 +3,10 @@
 Throughput comes from the loads near it (`curve.expected_output`). It is capped at a measured
 capacity, and at the load where the KV cache or max_num_seqs ends the curve. The time per request
 follows from Little's law. Latencies are interpolated linearly between the loads seen, in
-logarithms. Beyond them, ITL grows as the time per token and client does, and TTFT as it did between
-the two heaviest loads. The errors are those of measurements of vLLM at 1,024 to 8,192 tokens
-(`data/silicon_vllm.csv`), each load predicted from the others; those are means, so the error of a
-p95 is half as large again.
+logarithms. Beyond them, ITL grows like the time per token and client, and TTFT as between the two
+heaviest loads. The errors are those of measurements of vLLM at 1,024 to 8,192 tokens
+(`data/silicon_vllm.csv`), each load predicted from the others; those are errors of means, and that
+of a p95 is 1.5 × as large.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def _latency(
     errors: tuple[float, float],
     output: Estimate | None,
 ) -> Estimate:
-    """A latency at a load; beyond those seen from the time per token, if `output` gives it."""
+    """A latency at a load; beyond the tested ones by the time per token, if `output` is given."""
     rows = _known_rows(points, name)
     if not len(rows) or rows.shape[1] < 2:
         return Estimate.unknown(f"at least two loads with {name} are needed")

@@ -1,22 +1,23 @@
-"""The best minute of an engine: the most that it was seen to do, separated from luck.
+"""The best minute of an engine: its highest observed output, corrected for luck.
 
 How the certain minimum of a server's capacity (`Held`) is found:
 
-1. Output continues for a while after prompts stop: answers to prompts that were read before come
-   faster than any load sustains. So the output of a stretch is capped at what its prompts account
-   for, at the window's ratio of output to prompt tokens. A server at its limit can do more of one
-   only at the expense of the other, so luck hardly raises both.
-2. The rest is luck, and the best of many minutes has most of it. At the limit a stretch of m
-   minutes with n requests scatters by 0.3 ÷ √n because of the lengths of its requests (found on
-   simulated servers, including heavy tails and preemptions), and by 0.06 ÷ √m because of everything
-   else (on recorded servers 90 % of minutes are within a tenth), as shares of its output. Below the
-   limit it scatters by half of the first alone, because the output is what was demanded. With a
-   chance of 95 %, the best of N stretches exceeds the truth by no more than the normal quantile of
-   1 − 0.05 ÷ N times that.
+1. Output continues for a while after prompts stop: without prefills, earlier requests get their
+   tokens faster than any load sustains. So the output of a stretch is capped at what its prompts
+   account for, at the window's ratio of output to prompt tokens. A server at its limit can do more
+   of one only at the expense of the other, so luck hardly raises both.
+2. Any further excess is luck, and the best of many minutes has most of it. At the limit, the output
+   of a stretch of m minutes with n requests scatters by 0.3 ÷ √n because of the lengths of its
+   requests (found on simulated servers, including heavy tails and preemptions), and by 0.06 ÷ √m
+   because of everything else (on recorded servers 90 % of minutes are within a tenth), as shares of
+   it. Below the limit it scatters by half of the first alone, because the output is what was
+   demanded. With a chance of 95 %, the best of N stretches exceeds the truth by no more than that
+   scatter times the normal quantile of 1 − 0.05 ÷ N.
 3. Longer stretches have more requests and less luck, but there are fewer of them: a minute, two,
    four, up to an hour are tried, and the one with the highest result counts.
 4. A minute without waiting requests, in which tokens took at most 1.3 × as long as they would under
-   half the load, is far from the limit. It counts in full if at least half of its prompts came.
+   half the load, is far from the limit. It counts in full if it read at least half of the prompts
+   that its output implies.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ _STRETCHES = tuple(MINUTE_SECONDS * 2**k for k in range(7))
 _REQUEST_SCATTER, _SERVER_SCATTER = 0.3, 0.06
 _MISSED = 0.05  # chance that any stretch was luckier than corrected for
 _AS_GOOD = 1 - _MAX_SCATTER
-_KV_TIGHT_RATIO = 0.67  # at a scrape; between scrapes it was fuller
+_KV_TIGHT_RATIO = 0.67  # at a scrape; it is fuller between scrapes
 _LIGHTEST, _MIN_LIGHT = 0.1, 3
 _UNSLOWED, _LIGHTER = 1.3, 0.9
 _FEWEST_PROMPTS = 0.5
@@ -58,7 +59,7 @@ _FEWEST_PROMPTS = 0.5
 
 @dataclass(frozen=True)
 class Held:
-    """What a stretch of time shows that the server can do: output tokens/s, without luck.
+    """The output that a stretch of time proves the server capable of: tokens/s, without luck.
 
     `luck` is the share that was deducted, 0..1; the stretch took `seconds` and ended at `end`.
     """
@@ -76,7 +77,7 @@ class BestMinute:
     `output` is tokens/s, at most what matches the prompts read in that minute; `peak` is the same
     for a minute that begins anywhere, `requests` the number that finished in it. `is_limited`:
     requests waited in part of it, or its output was no lower than while they did. `held` is what
-    the server can certainly do, by this minute or by a longer time.
+    this minute or a longer stretch proves the server capable of.
     """
 
     output: float
@@ -102,7 +103,7 @@ class BestMinute:
 def best_minute(steps: EngineSteps) -> BestMinute | None:
     """The minute with the highest output, from steps in time order; None without a clean one.
 
-    At the limit it is a minute of whole steps: the best of those that begin anywhere is luck.
+    At the limit it consists of whole steps: the best minute that may begin anywhere is luck.
     """
     peak = steps.best_minute_tokens_per_second
     is_end = steps.is_usable & is_nonzero(peak)
@@ -152,7 +153,7 @@ def _lightest_best(steps: EngineSteps, is_light: Mask, output: Floats) -> list[H
 
 
 def _stretches(steps: EngineSteps, ratio: float) -> list[Held]:
-    """The best stretch of each length, without luck; made of consecutive whole usable steps."""
+    """The best stretch of each length, corrected for luck; of consecutive whole usable steps."""
     seconds = steps.seconds
     ends = _sums_before(seconds)
     output = _sums_before(or_zero(steps.output_tokens_per_second) * seconds)
@@ -163,7 +164,7 @@ def _stretches(steps: EngineSteps, ratio: float) -> list[Held]:
     clean_from = _clean_from(steps)
     found = []
     for length in _STRETCHES:
-        shortest = max(1, int(np.searchsorted(ends, length)))  # no stretch that ends before it
+        shortest = max(1, int(np.searchsorted(ends, length)))  # no stretch ends before it
         whole = slice(shortest, None)
         first = _last_at(ends, ends[whole] - length)
         is_clean = first >= clean_from[shortest - 1 :]
@@ -199,9 +200,10 @@ def _stretches(steps: EngineSteps, ratio: float) -> list[Held]:
 
 
 def _last_at(ends: Floats, times: Floats) -> Indices:
-    """The number of the last of the `ends` at or before each time; both ascend.
+    """The index of the last of `ends` that is at or before each time; both ascend.
 
-    If all steps are equally long, each time lies one step after the time before: no search then.
+    If all steps are equally long, each time lies one step after the one before, and no search is
+    needed.
     """
     count = len(times)
     guess = np.arange(count)
@@ -210,7 +212,7 @@ def _last_at(ends: Floats, times: Floats) -> Indices:
 
 
 def _clean_from(steps: EngineSteps) -> Indices:
-    """The first step from which all steps up to each are usable and follow without a hole."""
+    """For each step, the first one from which all up to it are usable and without a hole."""
     numbers = np.arange(len(steps))
     after_unusable = np.where(steps.is_usable, 0, numbers + 1)
     after_hole = np.where(steps.is_next[:-1], 0, numbers)
@@ -230,7 +232,7 @@ def _steps_of_minute(steps: EngineSteps) -> Indices:
 
 
 def _shortest(seconds: Floats, whole: Indices) -> Indices:
-    """How many of the last of those steps, up to each, make up a minute."""
+    """How many of those steps, up to and including each, suffice for a minute."""
     counts, elapsed = np.ones(len(seconds), np.int64), np.zeros(len(seconds))
     for back in range(int(whole.max()) - 1):
         elapsed[back:] += seconds[: len(seconds) - back]

@@ -14,7 +14,7 @@ must hold before a peak is extrapolated:
 2. *Each load lasted* (`is_load_lasting`); otherwise running requests and output do not match.
 3. *Throughput bent.* The time per token was longer at heavy loads than at light ones, by at least a
    seventh and by more than blocks scatter: running requests ÷ output, each summed over blocks. On a
-   lightly loaded server that ratio is flat, and its knee may be anywhere above.
+   lightly loaded server that ratio is flat, and the knee may lie at any higher load.
 4. *It bends towards a limit*: each further request slows tokens no less than the ones before
    (`is_easing`).
 5. *Batches were large enough*, or the memory would not hold far larger ones (`is_batch_small`).
@@ -118,7 +118,7 @@ def is_load_lasting(found: Blocks) -> bool:
     """Whether a block's request rate may be correlated with that of the block before.
 
     Loads no longer than a block are bursts: prompts are read first and answered later, so running
-    requests and output at one time do not match. They make any server look bent.
+    requests and output at one time do not match. They make the curve of any server look bent.
     """
     rates = found.requests / found.seconds
     off = rates - rates.mean()
@@ -159,8 +159,8 @@ def is_easing(loads: LoadPoints, kv_limit: float | None) -> bool:
 
     Near a limit, each slows them as much or more. A mixture of experts eases until every step reads
     all experts, and the behavior after that cannot be determined from before. The farther the limit
-    of the KV cache, the less easing is needed for True. Loads under one running request are left
-    out: a single request is not slowed by others.
+    of the KV cache, the less easing is needed. Loads under one running request are left out: a
+    single request is not slowed by others.
     """
     step_times = loads.running / loads.output
     is_light = (loads.running >= 1) & (loads.running <= loads.heaviest * _LIGHT)
@@ -277,7 +277,7 @@ def extrapolated_running(capacity: Estimate, loads: LoadPoints, kv_limit: float 
 
 
 def steady(steps: EngineSteps) -> Estimate:
-    """Unknown because the load was steady: which load it was, and what load is needed."""
+    """Unknown because the load was steady: states that load, and the load needed."""
     most = highest(steps.running)
     return Estimate.unknown(
         "the load was steady (the request rate varied no more than by chance), with at most "
@@ -364,7 +364,7 @@ def too_light(steps: EngineSteps) -> Estimate:
 
 
 def too_short(unknown: Estimate, steps: EngineSteps) -> Estimate:
-    """The unknown estimate, adding for how long the server was at its limit, if it was at all."""
+    """The unknown estimate, plus how long the server was at its limit, if it was at all."""
     seconds = summed(steps.seconds[steps.is_limited])
     if not seconds:
         return unknown
@@ -387,12 +387,13 @@ def fleet_sum(
     presence: Mapping[str, float] | None = None,
     lacking: str = f"{NOT_REACHED} engines",
 ) -> Estimate:
-    """The sum of engines' estimates, each weighted by the share of the window that it was there.
+    """The sum of engines' estimates, each weighted by its share of the window's time.
 
     Low and high ends are summed separately, which gives the widest interval. If an engine has only
-    a lower bound, or nothing (at least 0), the sum is "at least" too. `presence`: 0..1 by engine;
-    without it each was there throughout. Engines that replaced each other were never there
-    together, and do not add up. `lacking` begins the reason for a bound (`total`).
+    a lower bound, or is unknown (at least 0), the sum is a lower bound too. `presence`: the share
+    in which each was present, 0..1 by engine; without it, throughout. Engines that replaced each
+    other were never present together, and do not add up. `lacking` is the start of the reason for a
+    bound (`total`).
     """
     if not parts:
         return Estimate.unknown("no engine was observed in this window")
@@ -410,7 +411,7 @@ def fleet_sum(
 
 
 def _sources(parts: Mapping[str, Estimate]) -> list[str]:
-    """The basis of each part, after its name; with more than three, only the largest three."""
+    """The basis of each part, after its name; of more than three, only the largest three."""
     known = [engine for engine, part in parts.items() if part.basis]
     largest = sorted(known, key=lambda engine: -(parts[engine].low or 0.0))[:_MAX_SOURCES]
     shown = [f"{engine}: {parts[engine].sources}" for engine in known if engine in largest]
@@ -419,7 +420,7 @@ def _sources(parts: Mapping[str, Estimate]) -> list[str]:
 
 
 def no_less(peak: Estimate, best: BestMinute) -> Estimate:
-    """An extrapolated peak with each end raised to at least what the best minute held.
+    """An extrapolated peak with each end raised to at least what the best minute proves.
 
     Unknown if even its high end was lower: the curve does not describe this server.
     """

@@ -1,23 +1,24 @@
-"""How throughput grows and bends with load, and how far that lets its peak be extrapolated.
+"""How throughput grows and bends with load, and the peak that can be extrapolated from that.
 
 Extrapolating the peak from lighter load:
 
 1. Candidate curves are X ∝ N / (1 + (sN)^p)^(1/p): p = 1 is the scalability law (`fitted_usls`)
    without κ; p < 1 bends slowly, like mixtures of experts; p > 1 bends sharply, like a ceiling.
-2. Each candidate (p, s) is weighted by how well it follows the measured loads, the near ones most:
-   an error of 2 % at the heaviest load, 20 % more for every factor e below it.
-3. The load of the peak is unknown: between the heaviest load seen and 5 × that, less likely the
-   farther (uniform in the logarithm × load^-0.7: half as likely at 2.7 × it; for windows
+2. Each candidate (p, s) is weighted by how well it follows the measured loads, above all those near
+   the heaviest: the assumed error is 2 % at the heaviest load, and 20 % more for every factor e
+   below it.
+3. The load of the peak is unknown: between the heaviest load seen and 5 × that, farther ones being
+   less likely (uniform in the logarithm × load^-0.7: half as likely at 2.7 × it; for windows
    load^-0.3). If the KV usage per request shows at which load the cache is full, it lies there
    (95 % sure, minus 12 % for every further multiple of the heaviest load: another limit may come
    first), and throughput is 6 ± 4 % lower because of preemptions.
 4. The weighted spread of X at those loads, plus 5 % for the scatter of a sweep (11 % with three
    loads, 8 with five: few loads fit any curve), gives the interval; its median is the middle. A
-   peak is at least what was seen, minus its error, which bounds the whole interval; the error of
-   loads measured once is their scatter about the likeliest curve. The low end is never above that
-   minus the error of a measurement (3 %): a ceiling of the scheduler only shows when it is reached.
-   Since almost nothing lies below it, the high end is at 93 % (90 % for windows), and at least 6 %
-   above what was seen.
+   peak is at least the highest output seen, minus its error, which bounds the whole interval; the
+   error of loads measured once is their scatter about the likeliest curve. The low end is never
+   above that bound minus the error of a measurement (3 %): a ceiling of the scheduler only shows
+   when it is reached. Since almost nothing lies below the low end, the high end is the 93 %
+   quantile (90 % for windows), and at least 6 % above that bound.
 5. If high and low are more than 2.5 × apart (2.2 × for windows), that is not an answer: the curve
    has not bent. The load at which it would bend is then reported.
 
@@ -29,9 +30,9 @@ The throughput at a given load (`expected_output`) comes from curves of the same
 the loads near it more closely: an error of 0.7 % at the nearest, 5 % more for every factor e away.
 
 The constants of 2–5 were chosen by hand with `bench/saturation_tuning.py`, for errors, coverage and
-share of answers on data cut by load; it prints the results for each sweep, also for a search that
-never saw that source. `tests/verdicts/test_saturation_published.py` enforces them. Those for
-windows were chosen with simulated servers whose load varied up to 8–110 % of their capacity
+share of answers on data cut by load; it prints the results for each sweep, also for a search
+without that source. `tests/verdicts/test_saturation_published.py` enforces them. Those for windows
+were chosen with simulated servers whose load varied up to 8–110 % of their capacity
 (`bench/capacity_truth.py`, kinds varied and waves, seeds 101 to 104).
 
 The curve that is drawn is the scalability law through measured loads:
@@ -40,7 +41,7 @@ X(N) = λN / (1 + σ(N-1) + κN(N-1)), with σ in 0..1 and κ in 0..0.1, by leas
 logarithms. Its λ/σ is never a capacity: published sweeps stop far below it.
 
 Why not scipy's `least_squares`: a bootstrap needs sixty fits of a dozen loads, which took a second;
-all at once they take some hundredths, without importing scipy.optimize.
+all at once they take a few hundredths, without importing scipy.optimize.
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ class PeakEstimate:
     """The predicted peak, tokens/s: its interval, its median, and the load needed to see it.
 
     `bend_running` is the load at which the curve would have lost half of its growth; `is_answer` is
-    whether it has bent enough for the interval to be one.
+    whether it has bent enough for the interval to count as an answer.
     """
 
     low: float
@@ -166,7 +167,7 @@ class PeakEstimate:
 def kv_limit_running(running: Floats, kv_ratio: Floats) -> float | None:
     """The running requests at which the KV cache is full: 0.96 ÷ KV ratio per running request.
 
-    Uses the heavier half of the loads: light ones hold whole blocks for few tokens. None if KV
+    Uses the heavier half of the loads: light ones occupy whole blocks for few tokens. None if KV
     usage was not observed or is zero.
     """
     is_seen = np.isfinite(kv_ratio) & (running > 0)
@@ -345,7 +346,8 @@ class Usl:
 def fitted_usls(sets: Sequence[LoadPoints]) -> list[Usl | None]:
     """The scalability law through each set of loads, by least squares of logarithms.
 
-    None for a set of fewer than two different loads. All at once: a bootstrap needs dozens.
+    None for a set of fewer than two different loads. All are fitted at once, because a bootstrap
+    needs dozens.
     """
     can = [len(loads) >= 2 and loads.running[-1] > loads.running[0] for loads in sets]
     laws = iter(_least_squares([loads for loads, is_fit in zip(sets, can, strict=True) if is_fit]))

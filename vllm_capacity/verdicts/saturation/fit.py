@@ -8,10 +8,10 @@ The algorithm:
 3. Otherwise, if load really varied and throughput bent (`capacity.py`), the loads are points of a
    curve (`curve.py`), and the peak is extrapolated with the interval that the bend allows, cut off
    where the KV cache would be full.
-4. Otherwise the capacity is at least what the best minute held, with a statement of how much more
+4. Otherwise the capacity is at least what the best minute proves, with a statement of how much more
    load is needed to determine it.
-5. A fleet's capacity is the sum of its engines', each weighted by the time it was there; a lower
-   bound if any of them is.
+5. A fleet's capacity is the sum over its engines, each weighted by the time it was present; a lower
+   bound if any of them is one.
 
 Why not λ/σ of the fitted law: on a recorded sweep it gives 434 to 557 tokens/s, while the server
 sustained 297. Why not the highest step: it is luck, and light load has a highest step too.
@@ -100,7 +100,7 @@ _BAND_BLOCK = 3
 
 
 class _WhenRead:
-    """A field that may be set to a function that makes its value, called when it is first read."""
+    """A field that may be set to a function, which is called for its value on the first read."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -295,7 +295,7 @@ def engine_fits(steps: pl.DataFrame, *, seed: int = 0) -> tuple[SaturationFit, .
 
     if len(frames) < 2:
         return tuple(map(fitted, frames))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy lets others run while it computes
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy releases the GIL
         return tuple(pool.map(fitted, frames))
 
 
@@ -314,7 +314,7 @@ def saturation(
 
     `headroom_ratio` = 1 − utilization, either the given one (`used`, from the bill) or that of the
     mean rate of the steps. `fits` avoids repeating `engine_fits`. `presence` is the share of the
-    window in which each engine was there, by name; without it all were there throughout.
+    window in which each engine was present, by name; without it all were present throughout.
     `capacities` and `running` are the engines' capacities and running requests, completed from
     peers (peers.py). `models` is the model that each engine serves, by name; without it all serve
     the same.
@@ -339,7 +339,7 @@ def saturation(
 
 
 def _stretches(judged: Mapping[str, EngineSteps]) -> tuple[Stretch, ...]:
-    """The stretches of each engine by its name: of weeks of many engines, hundreds of thousands."""
+    """The stretches of each engine, by name; many engines over weeks have hundreds of thousands."""
     with many_records():
         rows = (row for engine, steps in judged.items() for row in regime_rows(engine, steps))
         return tuple(Stretch(*row) for row in rows)  # type: ignore[arg-type]  # see _WhenRead
@@ -348,8 +348,8 @@ def _stretches(judged: Mapping[str, EngineSteps]) -> tuple[Stretch, ...]:
 def imbalance(stretches: pl.DataFrame, models: Mapping[str, str] | None = None) -> Imbalance | None:
     """The engines between which load could be balanced; None if there are none.
 
-    `stretches` has a row per stretch: start, end, engine, regime (`stretch_frame`). Only among
-    engines of one model (`models`: the model of each, by name; without it all serve the same),
+    `stretches` has a row per stretch: start, end, engine, regime (`stretch_frame`). Only engines of
+    one model are compared (`models`: the model of each, by name; without it all serve the same),
     because others cannot take its requests. An engine has room if it was idle, or had fewer
     requests than it could take, and was never at a limit.
     """
@@ -446,7 +446,7 @@ def _not_reached(
 def _extrapolated(
     steps: EngineSteps, loads: LoadPoints, kv_limit: float | None, best: BestMinute | None
 ) -> Estimate:
-    """The peak from the bend of the curve, if the window reveals it; else unknown, with why."""
+    """The peak from the bend of the curve, if the window reveals it; else unknown, and why."""
     if not len(loads):
         return too_light(steps)
     found = blocks(steps)

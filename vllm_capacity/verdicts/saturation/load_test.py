@@ -12,8 +12,8 @@ The algorithm:
 4. What was measured can be reached: no end of an extrapolated capacity lies below it.
 
 A test of a few minutes serves slightly less than was offered, because its last requests finish
-after it. A false alarm at a light load shows in heavier loads that gave more. So a row must fall 10
-% short, and give nearly as much as any other.
+after it. A light load wrongly taken for the limit is revealed by heavier loads that gave more. So a
+row must fall 10 % short, and still give nearly the highest output.
 """
 
 from __future__ import annotations
@@ -306,7 +306,7 @@ def _held(test: LoadTest, near: Mask) -> tuple[Estimate, Estimate]:
 
 
 def _sight(test: LoadTest, last: int, beyond: float | None) -> PeakEstimate | None:
-    """The prediction from the loads up to the plateau's last, short of a heavier one that fell."""
+    """The peak predicted from loads up to the plateau's last, below any heavier one that fell."""
     seen = test.loads.up_to(last)
     prior = test.prior
     if beyond is not None:

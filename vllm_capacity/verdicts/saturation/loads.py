@@ -151,8 +151,8 @@ def on_plateau(loads: LoadPoints) -> Mask | None:
     """Which loads are on a plateau, within 5 % of the highest output; None if there is none.
 
     There is a plateau if its lightest load and the heaviest of all loads are 1.4 × apart: from
-    there on, output no longer grows, whatever heavier loads do to it. Otherwise it takes three
-    loads, 10 % apart, over which output grows by less than the 0.3th power of load.
+    there on, output no longer grows, even if heavier loads lower it. Otherwise it takes three
+    loads, 10 % apart, over which output grows more slowly than load to the power of 0.3.
     """
     is_near = loads.output >= _OF_PEAK * float(loads.output.max())
     running, output = loads.running[is_near], loads.output[is_near]
@@ -171,7 +171,7 @@ def _medians(values: Floats, own: Indices, groups: int) -> Floats:
 
 
 def _relative_errors(output: Floats, own: Indices, counts: Indices, medians: Floats) -> Floats:
-    """Relative error of a load's output: scatter ÷ √steps, × 1.5 as neighbors are correlated.
+    """Relative error of a load's output: scatter ÷ √steps, × 1.5 because neighbors are correlated.
 
     `medians` are those of each load's output.
     """

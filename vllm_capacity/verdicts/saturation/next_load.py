@@ -8,7 +8,7 @@ The algorithm:
    the middle or the high end of its interval. In each case the load would give what the curve
    predicts, but no more than that peak. The table with that row is fitted again; the candidate with
    the narrowest intervals on average wins, or the lightest that does about as well.
-3. A second load is found the same way, as if the first had given what is expected of it.
+3. A second load is found the same way, as if the first had given its expected output.
 
 A load far beyond the limit does no harm: its clients wait, and a row with waiting requests proves
 the plateau.
@@ -58,7 +58,7 @@ class NextLoad:
 def next_loads(
     points: pl.DataFrame, *, most_clients: float | None = None, count: int = 2
 ) -> tuple[NextLoad, ...]:
-    """The next loads to test, best first, for a frame of loads (`fit_points`); at most `count`.
+    """Up to `count` loads to test next, best first, for a frame of loads (`fit_points`).
 
     No heavier than `most_clients`, if given. Empty if the capacity is known well enough
     (`GOOD_ENOUGH`), or no remaining load would be informative.

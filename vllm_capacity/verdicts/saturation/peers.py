@@ -1,14 +1,14 @@
 """Capacities that engines did not show, borrowed from their peers.
 
-A replica that was idle, or never near its limit, can do about what another with the same model, GPU
-and settings was seen to do. Only about, because GPUs of one type differ. In five clusters with more
-than 18,000 GPUs, performance within a cluster varied by 8 % on average, 22 % at most (Sinha et al.,
-"Not All GPUs Are Created Equal", SC 2022). So what is lent is 10 % wider on either side: an
-interval or, if no peer reached its limit either, a lower bound from the best minute of the best of
-them.
+A replica that was idle, or never near its limit, can do about what another one with the same model,
+GPU and settings did. Only about, because GPUs of one type differ. In five clusters with more than
+18,000 GPUs, performance within a cluster varied by 8 % on average, 22 % at most (Sinha et al., "Not
+All GPUs Are Created Equal", SC 2022). So a borrowed capacity is 10 % wider on either side. It is an
+interval or, if no peer reached its limit either, a lower bound from the best minute of the best
+peer.
 
 Two replicas with load show whether they are alike: at the same number of running requests they give
-the same output. If they clearly do not, neither lends to the other, whatever their labels say.
+the same output. If they clearly do not, neither borrows from the other, even if their labels match.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def undisputed(
 def lenders(fits: Sequence[SaturationFit], makes: Mapping[str, Make]) -> dict[str, tuple[str, ...]]:
     """The peers of each engine that did not show its capacity, by name; others have no entry.
 
-    Nor has an engine that something slowed: its peers do not show what it could do.
+    An engine that something slowed has none either, because its peers do not show what it could do.
     """
     return {
         fit.engine: tuple(
@@ -143,7 +143,7 @@ def completed(
     """The figure of each engine: its own, or what its peers suggest.
 
     For an engine outside `idle`, whose load was observed, only a lower bound is completed: its
-    peers know nothing of why its figure is unknown or bounded from above.
+    peers do not show why its figure is unknown or bounded from above.
     """
     loans = {
         name: Loan(each, (slower or own)[name], (faster or own)[name]) for name, each in own.items()
@@ -174,7 +174,7 @@ def _completed(own: Estimate, loans: Mapping[str, Loan]) -> Estimate:
     high = max(loan.high or 0.0 for loan in surest.values())
     least = own.low or 0.0
     if least > high:
-        return own  # it did more than its peers can, so they are not alike
+        return own  # it did more than its peers can: not alike
     basis = (
         f"as for {listed(list(surest))}, which {_serve(surest)} the same model, "
         f"± {SPREAD_RATIO * 100:.0f} %"

@@ -3,7 +3,7 @@
 A plateau is measured, not fitted: the mean throughput of the steps in which the server, not the
 clients, set the pace. Its interval is a bootstrap in blocks of a minute: steps are correlated for
 as long as a request lives, so resampling single steps would give too narrow an interval. It is
-never narrower than the scatter of minutes on recorded servers: 10 % ÷ √minutes, 3 % at least.
+never narrower than the scatter of minutes on recorded servers: 10 % ÷ √minutes, at least 3 %.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ class Plateau:
 def plateau(
     steps: EngineSteps, *, best: BestMinute | None, slow: Mask, seed: int = 0
 ) -> Plateau | None:
-    """The plateau of the steps in which the server was at its limit; None under a minute of them.
+    """The plateau of the steps with the server at its limit; None for less than a minute of them.
 
-    Left out are steps at the ends of a stretch (`_clean_stretches`) and the `slow` ones, in which
-    the server was slower than usual (`slowed`). The high end is at least what its `best` minute
-    shows (`BestMinute.sure`), and a tenth above the mean if most requests were preempted: a load
-    that just fits into the cache avoids that repeated work.
+    Steps at the ends of a stretch (`_clean_stretches`) are left out, and so are `slow` ones, in
+    which the server was slower than usual (`slowed`). The high end is at least what its `best`
+    minute shows (`BestMinute.sure`), and a tenth above the mean if most requests were preempted: a
+    load that just fits into the cache avoids that repeated work.
     """
     clean = _clean_stretches(steps)
     clean = clean.at(~slow[clean.steps])
@@ -80,7 +80,7 @@ def plateau(
 def _no_less(
     output: Estimate, steps: EngineSteps, limited: Indices, best: BestMinute | None
 ) -> Estimate:
-    """The plateau's output, with its high end raised to what lighter or luckier load achieved."""
+    """The plateau's output, with its high end raised to what a lighter or luckier load achieved."""
     mid, high = output.mid or 0.0, output.high or 0.0
     preempted = summed(or_zero(steps.preemptions[limited]))
     requests = total(steps.requests_per_second[limited], steps.seconds[limited])
@@ -92,9 +92,9 @@ def _no_less(
 def is_denied(plateau: Plateau, best: BestMinute | None) -> bool:
     """Whether the best minute exceeds what a server with this plateau can do, allowing for chance.
 
-    Then the server was slower at its limit than before or after: because of a neighbor on its
-    machine, perhaps, or of different requests. The plateau's high end includes one scatter; more
-    than two are not chance.
+    If so, the server was slower at its limit than before or after, perhaps because of a neighbor on
+    its machine or different requests. The plateau's high end includes one scatter; an excess of
+    more than two is not chance.
     """
     if best is None or plateau.output.mid is None:
         return False
@@ -104,7 +104,7 @@ def is_denied(plateau: Plateau, best: BestMinute | None) -> bool:
 def _brief_plateau(steps: EngineSteps, best: BestMinute | None) -> Plateau | None:
     """The best minute, if the server was at its limit for a continuous minute including its edges.
 
-    The edges would lower a mean; the best of one or two minutes is hardly luck.
+    The edges would lower a mean, and the best of only one or two minutes is hardly luck.
     """
     if best is None or not best.is_limited:
         return None
@@ -149,10 +149,10 @@ def _has_queue(steps: EngineSteps, stretches: _Stretches) -> bool:
 def slowed(steps: EngineSteps, best: BestMinute | None) -> Mask:
     """The steps in which the server was at its limit, yet gave far less than in its best minute.
 
-    These are minutes below three quarters of it, two in a row or a whole stretch, and steps below
-    it in adjacent minutes; also a single such minute with a step below it next to it. Something
-    outside slowed the server, or the requests were different. Either way they do not show its
-    capacity.
+    These are minutes below three quarters of that output: two in a row, one that is a whole
+    stretch, or one next to a step below that threshold. Steps below it in a minute next to such a
+    minute count, too. Something outside slowed the server, or the requests were different. Either
+    way they do not show its capacity.
     """
     found = np.zeros(len(steps), bool)
     if best is None:
@@ -175,7 +175,7 @@ def slowed(steps: EngineSteps, best: BestMinute | None) -> Mask:
 
 @dataclass(frozen=True)
 class _Stretches:
-    """The steps of several stretches in order, and the number of each step's stretch."""
+    """The steps of several stretches in order, and the stretch number of each step."""
 
     steps: Indices
     own: Indices
@@ -186,7 +186,7 @@ class _Stretches:
 
 
 def _spanned(firsts: Indices, ends: Indices) -> _Stretches:
-    """The steps from each first one to the one before its end; none if the end is no later."""
+    """The steps of each span, from its first to the one before its end; none if that is earlier."""
     lengths = np.maximum(ends - firsts, 0)
     offsets = firsts - (np.cumsum(lengths) - lengths)
     own = np.repeat(np.arange(len(firsts)), lengths)
@@ -240,13 +240,13 @@ def _is_lasting(is_below: Mask, minutes: Indices, is_on: Mask) -> Mask:
 
 
 def _is_on(minutes: Indices, stretches: Indices) -> Mask:
-    """Whether each minute is in the same stretch as the one before; one longer, with False ends."""
+    """Whether each minute is in the previous one's stretch; one item longer, False at both ends."""
     own = stretches[np.flatnonzero(np.diff(minutes, prepend=-1))]
     return np.pad(own[1:] == own[:-1], 1)
 
 
 def _limited_spans(steps: EngineSteps) -> tuple[Indices, Indices]:
-    """Spans at the limit in every scrape: the first and last + 1 of consecutive steps.
+    """Spans of consecutive steps at the limit in every scrape: first step, and last step + 1.
 
     A single step in between, with the server at its limit for part of it, does not end a span.
     """
@@ -311,8 +311,9 @@ def block_bootstrap(
 ) -> list[tuple[float, float]]:
     """The 5 and 95 % quantiles of the weighted mean of each column.
 
-    Uses circular blocks of consecutive values, the same for all columns. For a long time the blocks
-    are longer, so that a resample has at most 2,000: each is summed once, and none is cut.
+    Uses circular blocks of consecutive values, the same for all columns. Over a long time the
+    blocks are longer, so that a resample has at most 2,000 of them; each is then summed once, and
+    none is cut.
     """
     count = len(weights)
     is_long = count > _MAX_BLOCKS * block

@@ -1,7 +1,7 @@
 """The share of each regime in even time steps, for charts.
 
 In a week, a lightly used server flips between idle and busy thousands of times, each too short to
-be visible. What a chart can show is how much of an hour or two was spent in which regime.
+be visible. A chart can show how much of an hour or two was spent in each regime.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def leading_regimes(shares: pl.DataFrame) -> pl.DataFrame:
     """The main regime of each step of each engine: one row of `regime_shares` per engine and step.
 
     It is the longest limit if limits held for at least a tenth of the step, else the longest
-    regime; of equal ones the more severe.
+    regime; the more severe if two are equal.
     """
     is_limit = pl.col("regime").is_in(LIMITS)
     limited = pl.col("share_ratio").filter(is_limit).sum().over("engine", "step")

@@ -6,13 +6,14 @@ A step of one engine is judged by the first rule that fits:
 2. Nothing ran, waited or was generated: idle.
 3. The KV cache is full (mean ratio ≥ 0.9) while requests wait or are preempted: kv-bound. A mean of
    0.75 is enough if its peak reached 0.9 and requests were preempted, or waited below the ceiling:
-   they are held back by the room for the next one, which fluctuates. If they wait below the ceiling
-   and are preempted, a peak of 0.75 is enough: the cache filled within the step.
+   there is no room for the next request, and usage fluctuates. If they wait below the ceiling and
+   are preempted, a peak of 0.75 is enough: the cache filled within the step.
 4. Requests wait in at least half of the scrapes, and running is at its own ceiling (within one of
    the window's maximum in ≥ 80 % of those scrapes, or at 95 % of it on average): scheduler-bound.
-   `max_num_seqs` is not exported; its effect is visible. If prompt tokens are ten times the output
-   and running is small or not steadily at the ceiling, the ceiling is chance, and it is prefill. A
-   step of fewer than five scrapes is judged with the two steps before and after it.
+   `max_num_seqs` is not exported, but its effect is visible. If prompt tokens are ten times the
+   output and running is small or not steadily at the ceiling, the ceiling is chance, and the step
+   is prefill-bound. A step of fewer than five scrapes is judged with the two steps before and after
+   it.
 5. Requests wait, the cache is not full, running is below its ceiling: prefill-bound.
 6. Requests ran but no tokens were generated: unknown (a frozen gauge or a hung engine).
 7. The queue is empty, output has not grown although running has, by 1.4 ×, and tokens came more
@@ -124,8 +125,8 @@ _MIN_LIMIT = min(map(BY_SEVERITY.index, LIMITS))
 class EngineSteps:
     """The judged steps of one engine in time order, an array per column of `STEP_SCHEMA`.
 
-    `p95_seconds` are those of the latencies that can have a target, by name. Values that were not
-    observed are nan. `cause` holds a `Cause` per step. `running` is the mean number of running
+    `p95_seconds` are the p95s of the latencies that can have a target, by name. Values that were
+    not observed are nan. `cause` holds a `Cause` per step. `running` is the mean number of running
     requests, by Little's law if available (`is_running_exact`, `running_loads`), else the mean of
     the gauge.
     """
@@ -175,7 +176,7 @@ class EngineSteps:
 
     @cached_property
     def is_next(self) -> Mask:
-        """Whether each step follows the one before without a hole; one longer, with False ends."""
+        """Whether each step directly follows the previous; one item longer, False at both ends."""
         found = np.zeros(len(self) + 1, bool)
         found[1:-1] = self.end[:-1] == self.start[1:]
         return found
@@ -229,7 +230,7 @@ def running_loads(decoding: Floats, running_mean: Floats, scrapes: Indices) -> F
     `decoding` is output tokens/s × mean inter-token latency: exactly the mean number of decoding
     requests, because both are sums over tokens, while the gauge has only a few samples. It is
     multiplied by the ratio of running to decoding requests (from the gauges of all steps), to
-    include those whose prompt is being read.
+    include those in prefill.
     """
     seen = is_seen(decoding) & is_seen(running_mean) & (scrapes > 0)
     ran = summed(running_mean[seen] * scrapes[seen])
@@ -251,9 +252,9 @@ def window_regime(steps: EngineSteps) -> str:
 
 
 def bottleneck(steps: EngineSteps) -> str | None:
-    """The longest limit in the busiest quarter of one engine's steps; None for next to none.
+    """The longest limit in the busiest quarter of one engine's steps; None if limits are rare.
 
-    Next to none means under a tenth of that quarter. Busy is running plus waiting; idle and
+    Rare means under a tenth of that quarter's time. Busy is running plus waiting; idle and
     unobserved steps are left out first.
     """
     (seen,) = np.nonzero(~steps.is_in(IDLE) & is_seen(steps.running_mean))
@@ -266,7 +267,7 @@ def bottleneck(steps: EngineSteps) -> str | None:
 
 
 def _is_among_highest(values: Floats, count: int) -> Mask:
-    """Which are the `count` highest values; of equal ones the first."""
+    """Which are the `count` highest values; the first ones if some are equal."""
     if not count:
         return np.zeros(len(values), bool)
     least = np.partition(values, -count)[-count]
@@ -320,7 +321,7 @@ def _is_at_ceiling(steps: EngineSteps, ceiling_shares: Floats) -> Mask:
 
     Such a ceiling is hard: with a queue behind it, running stays on it, except for requests that
     finished in the last engine step (many, if many run and answers are short). "Within one" means
-    little if the maximum is two or three: long prompts keep running that low.
+    little if the maximum is two or three: long prompts alone keep it that low.
     """
     ceiling = highest(steps.running_max)
     is_near = or_zero(ceiling_shares) >= _CEILING_SHARE
@@ -348,8 +349,8 @@ def _ceiling_shares(steps: EngineSteps) -> Floats:
 def _joined_flickers(steps: EngineSteps) -> Codes:
     """The causes, with single steps with a queue or a full cache joined to the limit on both sides.
 
-    A joined step can be a side of the next one: of several in a row that each stand between two of
-    one limit, every other one is joined.
+    A joined step can be a neighbor of the next one: of several in a row that each lie between two
+    steps of one limit, every other one is joined.
     """
     before, this, after = steps.cause[:-2], steps.cause[1:-1], steps.cause[2:]
     is_full = (before == Cause.KV) & (steps.kv_cache_ratio_max[1:-1] >= KV_FULL_RATIO)
@@ -415,7 +416,7 @@ def _is_flat(band: int, loads: Mapping[int, tuple[float, float]]) -> bool:
 
 
 def _most_time(steps: EngineSteps, which: Indices | Mask) -> str | None:
-    """The regime of most of that time, of equal ones the most limiting; None for no step."""
+    """The regime of most of that time; the most limiting if some are equal; None without a step."""
     severity = steps.severity[which]
     if not len(severity):
         return None

@@ -49,7 +49,7 @@ _CHANGE = 0.25
 
 @dataclass(frozen=True)
 class Oversaturation:
-    """Whether queue and TTFT both grow significantly with time, with numbers; None if unknown."""
+    """Whether queue and TTFT both grow significantly over time, with evidence; None if unknown."""
 
     is_oversaturating: bool | None
     evidence: str
@@ -92,14 +92,15 @@ def slo_throughput(
 ) -> Estimate:
     """The highest throughput, output tokens/s, at which p95 TTFT and p95 ITL meet their targets.
 
-    Between the heaviest load below which every load met them and the lightest above which none did;
-    at least what any load that met them gave (throughput may fall with load), and never more than
-    the capacity without targets. The lower end alone, as a bound, if the upper one is far, gives no
-    more, or was not observed. A load is a band of running requests, or all steps with the server at
-    its limit (there load shows in the queue, not in running); its p95 is the median of its steps'.
-    Steady or bursty traffic is one load: a lower or upper bound at its mean. Engines are added,
-    each for its `presence` (`fleet_sum`), and completed from the peers in `lent_by`. `parts` avoids
-    repeating `throughputs`. Unknown if no target is given, or none was met.
+    It lies between the heaviest load below which every load met them and the lightest above which
+    none did. It is at least the output of any load that met them (throughput may fall with load),
+    and never more than the capacity without targets. Only a lower bound is given if the upper end
+    is far away, gives no more output, or was not observed. A load is a band of running requests, or
+    all steps with the server at its limit (where load shows in the queue, not in running requests);
+    its p95 is the median of its steps'. Steady or bursty traffic counts as one load: a lower or
+    upper bound at its mean. Engines are added, each weighted by its `presence` (`fleet_sum`), and
+    completed from the peers in `lent_by`. `parts` avoids repeating `throughputs`. Unknown if no
+    target is given, or none was met.
     """
     if not slo.targets:
         return Estimate.unknown("no latency target was given")
@@ -119,8 +120,9 @@ def throughputs(
 ) -> dict[str, Estimate]:
     """What each engine can serve within its targets, by name, completed from its peers (peers.py).
 
-    A replica slower by a tenth misses a target where its peer misses one stricter by a tenth, at a
-    throughput a tenth lower. At most its part of `capacities`. At least one target must be given.
+    A replica that is a tenth slower misses a target where its peer would miss one that is a tenth
+    stricter, at a tenth less throughput. What is borrowed is capped at the engine's entry in
+    `capacities`. At least one target must be given.
     """
     own = _each_within(fits, slo, 1.0)
     lending = frozenset(peer for peers in lent_by.values() for peer in peers)
@@ -201,7 +203,7 @@ def slo_load_near(fit: SaturationFit, slo: Slo, running: float) -> SloLoad | Non
 
 
 def load_met(fits: Sequence[SaturationFit]) -> tuple[float, float] | None:
-    """The running requests that a request met, at least 1, and an engine's output tokens/s there.
+    """The mean concurrency that requests met, at least 1, and an engine's output tokens/s there.
 
     Σ running² ÷ Σ running over time, and that ÷ the seconds per token of one request, which are
     Σ running ÷ output tokens (Little's law). None if nothing was served.
@@ -235,8 +237,8 @@ def running_within(fits: Sequence[SaturationFit], slo: Slo) -> float | None:
 def running_at(fit: SaturationFit, output_tokens_per_second: float) -> float | None:
     """Running requests at which one engine gives that output, interpolated between its loads.
 
-    Linearly, between the loads of `slo_throughput`; the nearest one if no two enclose the output;
-    None without a load.
+    Interpolation is linear, between the loads of `slo_throughput`. If no two enclose the output,
+    the nearest one; None without a load.
     """
     loads = _measured_loads(fit, {})
     for lighter, heavier in pairwise(loads):
@@ -300,8 +302,8 @@ def _load(steps: EngineSteps, group: Indices, wanted: Mapping[str, float]) -> _L
 def _wakes(steps: EngineSteps) -> Mask:
     """The steps just before a limit began, or less than a request lifetime after it ended.
 
-    The former are not at the limit throughout. The latter run requests that had waited, and no
-    prompts come between their tokens.
+    The former are not at the limit throughout. The latter run requests that had waited, without
+    prefills between their tokens.
     """
     is_limited = steps.is_limited
     seconds = steps.seconds[is_limited]
@@ -319,7 +321,7 @@ def _changes(running: Floats) -> Mask:
     """The steps whose load differs from that of a neighbor by more than chance.
 
     Such a step is light in one part and heavy in another: its p95 is that of the heavy part, its
-    throughput of neither.
+    throughput that of neither.
     """
     running = or_zero(running)
     change, chance = np.abs(np.diff(running)), _CHANGE * running + 2 * np.sqrt(running)
@@ -352,8 +354,8 @@ def _engine_throughput(fit: SaturationFit, wanted: Mapping[str, float]) -> Estim
 def _one_load(fit: SaturationFit, wanted: Mapping[str, float], targets: str) -> Estimate | None:
     """The result for steady or bursty load; None if load really varied and each load lasted.
 
-    Its busy moments are those in which many requests happened to come at once, which a steady load
-    of that rate would not bring: all of it is one load, its mean.
+    In its busy moments many requests happened to arrive at once, which a steady load at that rate
+    would not cause. So all of it counts as one load, at its mean.
     """
     found = blocks(fit.steps)
     is_varied = found is not None and is_load_varied(found)
@@ -392,11 +394,11 @@ def _always_missed(loads: Sequence[_Load], targets: str) -> Estimate:
 
 
 def _between(fit: SaturationFit, loads: Sequence[_Load], split: int, targets: str) -> Estimate:
-    """From the heaviest load below every miss to the lightest one above every hit.
+    """The interval from the heaviest load below every miss to the lightest one above every hit.
 
-    Loads that only some of their steps met are neither. If the upper load gave no more output, up
-    to the capacity without targets. The lower end alone, as a bound, if there is no upper end, or
-    they are more than 2.5 × apart.
+    Loads of which only some steps met the targets are neither. If the upper load gave no more
+    output, the upper end is the capacity without targets. Only a lower bound is given if there is
+    no upper end, or if the ends are more than 2.5 × apart.
     """
     met, missed = loads[split - 1], loads[split]
     basis = (
@@ -429,7 +431,7 @@ def _above_every_hit(loads: Sequence[_Load]) -> list[_Load]:
 
 
 def _capped(output: float, fit: SaturationFit) -> float:
-    """A lower bound within the targets, at most what the engine certainly does without any."""
+    """A lower bound within the targets, capped at what the engine can do without any."""
     if fit.capacity.is_bound and fit.capacity.low is not None:
         return min(output, fit.capacity.low)
     return output if fit.capacity.high is None else min(output, fit.capacity.high)
@@ -446,7 +448,7 @@ def _crossing_share(met: _Load, missed: _Load) -> float:
 
 
 def _never_missed(fit: SaturationFit, loads: Sequence[_Load], targets: str) -> Estimate:
-    """The plateau, if the server reached it within its targets; else what was seen as a bound."""
+    """The plateau, if the server reached it within its targets; else the best load as a bound."""
     if fit.kind == MEASURED:
         return replace(fit.capacity, basis=(f"{targets} met up to saturation", *fit.capacity.basis))
     best = max(loads, key=lambda load: load.output)
@@ -465,7 +467,7 @@ def _never_missed(fit: SaturationFit, loads: Sequence[_Load], targets: str) -> E
 
 
 def _first_miss(loads: Sequence[_Load]) -> int:
-    """The index from which loads miss: the split that contradicts the fewest steps."""
+    """The index of the first load that misses: the split that contradicts the fewest steps."""
 
     def contradictions(split: int) -> int:
         return sum(load.steps for load in loads[:split] if load.worst > 1) + sum(
@@ -496,7 +498,7 @@ def _two_slopes(engine: str, steps: pl.DataFrame) -> Oversaturation:
 
 
 def _slope(seconds: Floats, series: Floats) -> tuple[float, float]:
-    """Slope per second and the p-value of its being positive; 0 and 1 for a constant.
+    """Slope per second and the one-sided p-value that it is positive; 0 and 1 for a constant.
 
     Least squares, with a t-test on the effective number of steps given the residuals' lag-one
     correlation.

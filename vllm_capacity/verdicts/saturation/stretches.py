@@ -1,4 +1,4 @@
-"""Merges consecutive steps of one regime into a row, with a sentence of the numbers behind it."""
+"""Merges consecutive steps of one regime into a row, with the numbers behind it in a sentence."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def regime_rows(
 ) -> Iterator[tuple[datetime, datetime, str, str, Callable[[], str]]]:
     """The rows of `regime_frame`, each with a function that returns its evidence.
 
-    A long window has a hundred thousand stretches but shows the sentences of only a few.
+    A long window has a hundred thousand stretches, but the sentences of only a few are shown.
     """
     evidence = _Evidence(steps, _first_steps(steps))
     spans = stretch_frame({engine: steps})
