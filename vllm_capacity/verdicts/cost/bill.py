@@ -8,7 +8,7 @@ figures divide the allocation between input and output, and do add up to it. *Us
 allocation × utilization; the rest is idle. Compare allocation with API prices, never usage cost.
 
 Why prices are an `Estimate`: a price chosen by a rule is a range, one given by the user is exact,
-and a price that changed within the window is a mean over its hours. All three are used alike.
+and a price that changed within the window is a mean over its hours. All three are handled alike.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vllm_capacity.verdicts.utilization import NOT_REACHED, headroom, utilizatio
 
 OUTPUT_TOKEN_WEIGHT = 4.0
 """The weight of an output token relative to an input token if no seconds were measured (1:4)."""
-_FALLING = (  # with more served
+_FALLING = (  # as more is served
     "idle_usd",
     "usd_per_request",
     "usd_per_million_output_tokens",
@@ -95,7 +95,7 @@ class Usage:
     gpus_per_engine: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse impossible counts."""
+        """InputError for impossible counts."""
         numbers = (
             self.billed_hours,
             self.successful_requests,
@@ -114,7 +114,7 @@ class Usage:
         return self.billed_hours * self.gpus_per_engine
 
     def part(self, ratio: float) -> Usage:
-        """The given share of it (0..1), with the same rates."""
+        """The given share of this usage (0..1), at the same rates."""
         counts = (self.successful_requests, self.prompt_tokens, self.generation_tokens)
         requests, prompts, outputs = (None if n is None else n * ratio for n in counts)
         return replace(
@@ -127,7 +127,7 @@ class Usage:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing was generated, for certain."""
+        """Whether it is certain that nothing was generated."""
         return self.generation_tokens == 0
 
 
@@ -159,7 +159,7 @@ class Bill:
 
 
 def costs(usage: Usage, *, usd_per_gpu_hour: Estimate | None, capacity: Estimate) -> Costs:
-    """Every cost figure of the usage; each known with its basis, or why not.
+    """Every cost figure of the usage: known with its basis, or unknown with the reason.
 
     `capacity` is the group's output tokens per second at the knee. Without a price every money
     figure is unknown for that reason, but utilization is still given. An idle window has no cost
@@ -185,10 +185,10 @@ def allocation_usd(usage: Usage, usd_per_gpu_hour: Estimate | None) -> Estimate:
 def bill(parts: Mapping[str, CostShare], *, noun: str = "engines") -> Bill:
     """The cost of every part and of the whole, reconciled: money is added, never computed twice.
 
-    The whole's allocation and idle dollars are the sums of the parts' (up to the rounding of one
-    addition), its counts the sums of theirs. A sum with an unknown part is a lower bound, or
-    unknown, and names the part. Without parts: an empty bill of unknown figures. `noun` is what the
-    parts are.
+    The whole's allocation and idle dollars are the sums over its parts (up to the rounding of one
+    addition), and so are its counts. A sum with an unknown part is a lower bound, or unknown, and
+    names the part. Without parts: an empty bill of unknown figures. `noun` names the parts in
+    reasons.
     """
     found = {
         name: costs(
@@ -212,10 +212,10 @@ def bill(parts: Mapping[str, CostShare], *, noun: str = "engines") -> Bill:
 
 
 def at_most(found: Bill, reason: str) -> Bill:
-    """The bill if there is no upper bound on how much more was served.
+    """The bill if more was served than was counted, by an unbounded amount.
 
-    Costs per unit and idle dollars are at most these, utilization and tokens per dollar at least.
-    The cost of a unit at capacity depends on the rate, not on the count, and is unchanged.
+    Costs per unit and idle dollars become upper bounds, utilization and tokens per dollar lower
+    bounds. The cost of a unit at capacity depends on the rate, not on the count, and is unchanged.
     """
     parts = {name: _at_most(each, reason) for name, each in found.parts.items()}
     return replace(found, parts=parts, whole=_at_most(found.whole, reason))
@@ -228,7 +228,7 @@ def _at_most(costs: Costs, reason: str) -> Costs:
 
 
 def _upper(found: Estimate, reason: str) -> Estimate:
-    """Its upper bound alone; unknown if it has none."""
+    """The upper bound alone; unknown if there is none."""
     if found.is_unknown:
         return found
     if found.high is None:
@@ -237,7 +237,7 @@ def _upper(found: Estimate, reason: str) -> Estimate:
 
 
 def _lower(found: Estimate, reason: str) -> Estimate:
-    """Its lower bound alone; unknown if it has none."""
+    """The lower bound alone; unknown if there is none."""
     if found.is_unknown:
         return found
     if found.low is None:
@@ -246,10 +246,10 @@ def _lower(found: Estimate, reason: str) -> Estimate:
 
 
 def _capacity(parts: Mapping[str, CostShare], gpu_hours: float, noun: str) -> Estimate:
-    """The capacity of all, output tokens/s; parts that generated nothing need none of their own.
+    """The capacity of all parts, output tokens/s; parts that generated nothing may lack one.
 
-    If theirs is unknown they count by their GPU-hours, at the mean of the others, so that
-    utilization remains the share of the paid capacity that was used.
+    Parts without one count by their GPU-hours, at the mean of the others, so that utilization
+    remains the used share of the paid capacity.
     """
     known_parts = {
         name: part
@@ -349,8 +349,8 @@ def _tokens_per_usd(tokens: float | None, allocation: Estimate) -> Estimate:
 def split_usd(usage: Usage, allocation: Estimate) -> tuple[Estimate, Estimate]:
     """The allocation divided between input and output, USD; the two middles add up to it.
 
-    By the share of engine time that prompts took, else by tokens at 1:4, which is a rule; its only
-    certain bound is `most_for_prompts`. Unknown without either.
+    By the share of engine time that prompts took, else by tokens at 1:4, which is an assumption:
+    only the bound `most_for_prompts` is certain. Unknown without either.
     """
     share = prefill_share(usage)
     if share.is_unknown:
@@ -424,9 +424,9 @@ def _plus(*numbers: float | None) -> float | None:
 
 
 def _mean_share(usages: list[Usage]) -> Estimate | None:
-    """The share of prompts over all parts, by GPU-hours; None if no part's is measured.
+    """The share of prompts over all parts, weighted by GPU-hours; None if no part has one.
 
-    So the parts' input dollars, each by its own share, add up to the whole's at one price.
+    At one price, the parts' input dollars, each by its own share, then add up to the whole's.
     """
     with_tokens = [usage for usage in usages if usage.generation_tokens or usage.prompt_tokens]
     if not any(usage.prefill_time_ratio is not None for usage in with_tokens):
@@ -443,7 +443,7 @@ def _mean_share(usages: list[Usage]) -> Estimate | None:
 
 
 def _weights(whole: Usage, shares: Mapping[str, Usage]) -> dict[str, float]:
-    """The weight of each share of an engine: its part of prompts and of output, by their time."""
+    """The weight of each share of an engine: its part of prompts and output, by engine time."""
     prompt, output = (
         math.fsum(getattr(share, name) or 0.0 for share in shares.values())
         for name in ("prompt_tokens", "generation_tokens")

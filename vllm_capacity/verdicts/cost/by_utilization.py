@@ -15,8 +15,8 @@ def cost_by_utilization(costs: Costs) -> pl.DataFrame:
     """The same bill spread over fewer or more tokens: its cost at full capacity ÷ utilization.
 
     Columns: utilization (0..1), usd_per_million_output_tokens; in geometric steps from half the
-    lowest utilization that the estimate allows up to full capacity. Empty if either is unknown, or
-    nothing was generated.
+    lowest utilization that the estimate allows up to full capacity. Empty if that cost or the
+    utilization is unknown, or nothing was generated.
     """
     full, lightest = costs.usd_per_million_output_tokens_at_knee.mid, costs.utilization.low
     if full is None or not costs.utilization.is_known or not lightest:

@@ -1,10 +1,10 @@
 """Published claims compared with a window: their price, and a GPU's highest published throughput.
 
-*Implied price*: dollars per request × requests ÷ GPU-hours, which shows the price list behind a
+*Implied price*: dollars per request × requests ÷ GPU-hours, which shows the GPU price behind a
 published cost. *Published bound*: if a window is too lightly loaded to show its own capacity, the
 throughput that others measured for the same model on the same GPU bounds its utilization from
-below. It is marked as published wherever it is shown: another machine, another load, mostly without
-any latency target.
+below. It is marked as published wherever it is shown, because it is from another machine and load,
+mostly without any latency target.
 
 Own GPUs or an API: the demand, the utilization and the price at which both cost the same.
 
@@ -32,9 +32,9 @@ SAME_LENGTHS = math.log(1.15)
 
 @dataclass(frozen=True)
 class Claim:
-    """A published run: its length, its requests, their rate, and the cost of one.
+    """A published run: its length, its requests, their rate, and the cost per request.
 
-    One GPU ran for all those hours.
+    It used one GPU for all of `hours`.
     """
 
     hours: float
@@ -50,7 +50,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A published figure beside the same one from a window, None if unknown."""
+    """A published figure and the same figure of a window (None if unknown)."""
 
     name: str
     published: float
@@ -87,7 +87,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class FullUse:
-    """A GPU used as in a published run: the cost of a request, and how many times less that is."""
+    """A GPU as busy as in a published run: the cost per request, and how many times lower it is."""
 
     bound: Bound
     usd_per_request: Estimate
@@ -95,7 +95,7 @@ class FullUse:
 
 
 def implied_usd_per_gpu_hour(usd_per_request: float, requests: float, gpu_hours: float) -> float:
-    """The price of a GPU-hour at which that many requests cost that much each."""
+    """The price of a GPU-hour that a cost per request implies: cost × requests ÷ GPU-hours."""
     if not (usd_per_request >= 0 and requests >= 0 and gpu_hours > 0):
         raise InputError(
             "A claim needs dollars and requests of 0 or more and GPU-hours above 0; found "
@@ -113,10 +113,11 @@ def published_bound(
     output_tokens: float,
     requests_per_second: float,
 ) -> Bound | None:
-    """The window's rate against the upper median of similar published bursts, or None.
+    """The window's rate against the upper median of similar published bursts; None without any.
 
     Similar: the same model on one GPU of that name (any form factor: the runs say which), all
-    requests sent at once, mean lengths within 15 %. The median, because runs differ by their flags.
+    requests sent at once, mean lengths within 15 %. The median is used because runs differ in their
+    flags.
     """
     rows = {row.gpu for row in find_gpu(gpu).rows}
     alike = [
@@ -160,7 +161,7 @@ class BreakEven:
 
     `utilization` may exceed 1: then no demand that the GPUs can serve makes them cheaper.
     `usd_per_gpu_hour` is the break-even GPU price at today's demand. `is_own_cheaper` is None if
-    the interval does not decide.
+    the interval is inconclusive.
     """
 
     api_usd_per_request: float

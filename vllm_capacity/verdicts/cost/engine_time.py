@@ -1,18 +1,19 @@
-"""Where the time of an engine's steps went: reading prompts, writing output, sharing a step.
+"""How the time of engine steps divides: prompts, output, fixed cost of a step, KV cache.
 
 The algorithm:
 
 1. A step of an engine takes F + a·N + b·P + c·K: a fixed part, a part per running request and per
    prompt token computed in it, and a part for reading the KV cache, with K of it in use.
 2. The mean inter-token latency (ITL) of many stretches of time, each with its own N, P and K, is
-   such a sum. Alone it seldom separates the parts, because loads of one mix vary together.
-3. The extra time of a prefill over such a step: the mean of request_prefill_time_seconds is a step
-   with one more prompt in it. The more prompts share a step, the less weight it has.
+   such a sum. On its own it seldom separates the parts, because N, P and K of one request mix vary
+   together.
+3. A prefill lengthens such a step: the mean of request_prefill_time_seconds is the time of a step
+   with one more prompt in it. The more prompts share a step, the less weight this has.
 4. Reading the whole KV cache takes about as long as reading the weights, because both fill the
-   memory of the GPU: a weak prior (a factor of 2.7 either way), unless load gives better data.
+   memory of the GPU: a weak prior (a factor of 2.7 either way), which better data override.
 
-All four are fitted together, none below 0, and again on resampled stretches and with the
-uncertainty of 3 and 4; the spread of the fits is the interval. Why not fixed weights per token: on
+F, a, b and c are fitted together, none below 0, and again on resampled stretches with the errors of
+3 and 4 drawn at random; the spread of the fits is the interval. Why not fixed weights per token: on
 simulated servers they missed the cost of a tenant by more than 10 % in six of seven cases.
 """
 
@@ -62,7 +63,7 @@ _STRETCH_SECONDS, _MAX_STRETCHES = 60.0, 300
 _VALUES_AT_ONCE = 100_000  # of each column while drawing: 200 drawings of many stretches are large
 _ROUNDING = 1e-9  # a smaller slope of the error may be rounding
 _MIN_STRETCHES, _MIN_PREFILLS = 5, 30
-_STRETCHES_SIGMA, _INDEPENDENT = 0.05, 15  # correlated errors: so many are independent
+_STRETCHES_SIGMA, _INDEPENDENT = 0.05, 15  # errors correlate: this many are independent
 _PREFILL_SIGMA, _PREFILL_SIGMA_SHARED, _MAX_PREFILL_SIGMA = 0.03, 0.4, 0.3
 _KV_SIGMA, _KV_SPREAD = 0.1, 1.0  # prior: of a step's time (share); of ln(c / F)
 _FULL_KV_RATIO = 0.9
@@ -73,7 +74,7 @@ _STEADY = 0.5  # maximum − mean running below this: clients return, rather tha
 class Prefills:
     """The prefills of engines: their number, their seconds, their prompt tokens.
 
-    `computed_ratio` of the tokens were computed, the others taken from a cache.
+    `computed_ratio` of the tokens were computed, the rest came from a cache.
     """
 
     count: float
@@ -112,8 +113,8 @@ class EngineTime:
 def stretches(steps: pl.DataFrame) -> pl.DataFrame:
     """The steps of engines (figures/steps.py) as stretches to fit: `STRETCH_SCHEMA`.
 
-    At least a minute each, 300 at most over all engines. Only steps with output and without gaps or
-    restarts. Empty without any, or without ITL or KV usage.
+    At least a minute each, and no more than 300 over all engines. Only steps with output and
+    without gaps or restarts. Empty without any, or without ITL or KV usage.
     """
     seconds = (pl.col("end") - pl.col("start")).dt.total_microseconds() / 1e6
     good = (
@@ -179,7 +180,7 @@ def _engine_stretches(steps: pl.DataFrame, seconds: pl.Expr, length: float) -> p
 
 
 def engine_time(found: pl.DataFrame, prefills: Prefills | None) -> EngineTime | str:
-    """Where the time of these stretches of similar engines went, or a text: why that is unknown."""
+    """How similar engines' time divides over these stretches, or a text: why it is unknown."""
     computed = 0.0 if prefills is None else prefills.prompt_tokens * prefills.computed_ratio
     if prefills is None or prefills.count < _MIN_PREFILLS or not computed:
         return "too few prefills were timed (vllm:request_prefill_time_seconds)"
@@ -188,7 +189,7 @@ def engine_time(found: pl.DataFrame, prefills: Prefills | None) -> EngineTime | 
         return f"too few minutes with output to separate prompt and output time ({few})"
     prompts = ("prompt_tokens", "prompt_tokens_per_step")
     computing = found.with_columns(pl.col(prompts) * prefills.computed_ratio)
-    # Values are in two dimensions: each row is one drawing of the stretches.
+    # Values are two-dimensional: each row is one draw of the stretches.
     columns = {name: computing[name].to_numpy()[None] for name in found.columns[2:]}
     law = _fitted(columns, prefills, np.zeros((1, 2)))
     rng = np.random.default_rng(_SEED)
@@ -208,7 +209,7 @@ def _drawn(
     *,
     count: int,
 ) -> Floats:
-    """The shares from so many drawings: of resampled stretches and with noise."""
+    """The shares from `count` draws, each with resampled stretches and noise."""
     stretches = columns["steps"].size
     some, noise = np.empty((count, stretches), np.int64), np.empty((count, 2))
     for each in range(count):
@@ -221,10 +222,10 @@ def _drawn(
 def _fitted(
     columns: dict[str, Floats], prefills: Prefills, noise: Floats, *, like: Floats | None = None
 ) -> Floats:
-    """F, a, b and c of each drawing, by least squares of relative errors, none below 0.
+    """F, a, b and c of each draw, by least squares of relative errors, none below 0.
 
-    With `like`, a similar fit's result, that one's unknowns above 0 are tried first: no other
-    result, only a quicker one.
+    With `like`, the result of a similar fit, its unknowns above 0 are tried first: the result is
+    the same, only found sooner.
     """
     itl, running = columns["itl_seconds"], columns["running"]
     prompts, kv = columns["prompt_tokens_per_step"], columns["kv_cache_ratio"]
@@ -256,10 +257,11 @@ def _fitted(
 def _least_squares(matrix: Floats, wanted: Floats, likely: tuple[int, ...] = ()) -> Floats:
     """Exact non-negative least squares: the best of the solutions for all subsets of unknowns.
 
-    The optimum is the unconstrained one of the unknowns that are not 0 in it, and four have only 15
-    subsets. The `likely` one is tried first. A solution is the only optimum, and ends the search,
-    if more of any unknown that is 0 in it would raise the error. Why not scipy's `nnls`: it is used
-    for every bill, and the import takes as long as the rest of it.
+    The optimum is the unconstrained solution for the unknowns that are not 0 in it, and four
+    unknowns have only 15 subsets. The `likely` subset is tried first. A solution is the only
+    optimum, and ends the search, if raising any unknown that is 0 in it would raise the error. Why
+    not scipy's `nnls`: every bill needs this, and the import would take as long as the rest of the
+    bill.
     """
     unknowns = matrix.shape[1]
     best, least = np.zeros(unknowns), math.inf
@@ -276,14 +278,14 @@ def _least_squares(matrix: Floats, wanted: Floats, likely: tuple[int, ...] = ())
             if (error @ matrix)[best == 0].min(initial=math.inf) > _ROUNDING:
                 break
             if own is likely:
-                least = math.inf  # of equally good ones, the first in order counts
+                least = math.inf  # among equally good subsets, the first in order wins
     return best
 
 
 def _prefill_rows(
     columns: dict[str, Floats], prefills: Prefills, noise: Floats
 ) -> tuple[Floats, Floats]:
-    """The mean prefill of each drawing as a step with one more prompt in it."""
+    """The mean prefill of each draw, as a step with one more prompt in it."""
     by_prompt = columns["prompt_tokens"] / columns["prompt_tokens"].sum(axis=1, keepdims=True)
     own = prefills.prompt_tokens * prefills.computed_ratio / prefills.count
     others = np.vecdot(by_prompt, columns["prompt_tokens_per_step"])
@@ -300,7 +302,7 @@ def _prefill_rows(
 
 
 def _shares(columns: dict[str, Floats], law: Floats) -> Floats:
-    """The time of all stretches of each drawing by `COMPONENTS`, as shares of their sum."""
+    """The shares of `COMPONENTS` in the time of all stretches, for each draw."""
     steps, full = columns["steps"], columns["memory_bound_ratio"]
     fixed = law[:, :1] * steps
     parts = [

@@ -10,8 +10,8 @@ is the Student-t one over observed days, so a fleet with few or uneven days gets
 - *Consolidation*: as many replicas as the busiest hours need at a target utilization, always on.
 
 Why hours of the day rather than of the week for the schedule: each hour of a week occurs once a
-week, and two of them do not prove a pattern. The table by hour of week says what was, not what will
-be.
+week, and two of them do not prove a pattern. The table by hour of week shows the past; it is not a
+forecast.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ def savings(
 ) -> Savings:
     """What a schedule, scale-to-zero and consolidation would have saved; `hours` as above.
 
-    All unknown for under three days with half their hours observed. A saving of exactly nothing is
-    0, with the obstacle as the basis.
+    All are unknown with fewer than three days that have half their hours observed. If nothing can
+    be saved, the saving is exactly 0, with the obstacle as the basis.
     """
     if replicas < 1 or startup_lead_seconds < 0 or not 0 < target_utilization_ratio <= 1:
         raise InputError(
@@ -140,7 +140,7 @@ def _observed(hours: pl.DataFrame, time_zone: str) -> pl.DataFrame:
 
 
 def _days(observed: pl.DataFrame) -> list[list[_Hour]]:
-    """The observed hours by day, without days of which half or more is missing."""
+    """The observed hours by day, without days that miss more than half of theirs."""
     columns = ["stamp", "day", "hour", "cost_usd", "utilization_ratio"]
     by_day: dict[int, list[_Hour]] = defaultdict(list)
     for row in observed.select(columns).iter_rows():
@@ -195,7 +195,7 @@ def _scale_to_zero(days: list[list[_Hour]], lead_hours: float) -> Estimate:
 
 
 def _hours_left_idle(hours: list[_Hour]) -> dict[int, int]:
-    """For each hour, the number of consecutive hours without load from it on, including it."""
+    """For each hour, how many consecutive hours without load begin with it; 0 if it had load."""
     left: dict[int, int] = {}
     for hour in reversed(hours):
         is_empty = hour.utilization_ratio == 0
@@ -226,12 +226,12 @@ def _replicas_needed(ratio: float, replicas: int, target_ratio: float) -> int:
 
 
 def _a_month(day: Sequence[_Hour], usd: float) -> float:
-    """Dollars of a day's observed hours as a month of such days."""
+    """Dollars per month, from those of a day's observed hours, if all days were like it."""
     return usd / len(day) * HOURS_PER_MONTH
 
 
 def _mean_over_days(saved: list[float], days: list[list[_Hour]], basis: str) -> Estimate:
-    """The mean over days with its 90 % Student-t interval, limited to 0 and the whole bill."""
+    """The mean over days with its 90 % Student-t interval, clipped at 0 and the whole bill."""
     from scipy.special import stdtrit  # slow to import, and rarely needed
 
     bill = float(np.mean([_a_month(day, sum(hour.cost_usd for hour in day)) for day in days]))

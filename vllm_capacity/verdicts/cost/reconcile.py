@@ -21,8 +21,8 @@ class Reconciliation(Record):
     """What was charged for the time range, the bill, and the difference in parts.
 
     USD. `difference_usd` is charged minus billed, the sum of `missing_usd` (time in the range that
-    no charge covers), `hours_usd` (the difference of hours, at the bill's price) and `price_usd`
-    (the difference of prices per hour). If charges have no hours, the last two are unknown, and
+    no charge covers), `hours_usd` (the difference in hours, at the bill's price) and `price_usd`
+    (the difference in prices per hour). If charges have no hours, the last two are unknown, and
     `unexplained_usd` is their sum. Charges that extend beyond the range count by their time in it;
     `outside_usd` is the rest. `hours_of` says whether charged hours are comparable to those of
     engines or of GPUs; prices are per such hour.
@@ -110,7 +110,7 @@ def reconciled(
 
 
 def _is_of_gpus(hours: float | None, engine_hours: float, gpu_hours: float) -> bool:
-    """Whether charged hours are those of GPUs rather than engines: whichever they are nearer to."""
+    """Whether charged hours are nearer to the hours of GPUs than to those of engines."""
     return hours is not None and abs(hours - gpu_hours) < abs(hours - engine_hours)
 
 

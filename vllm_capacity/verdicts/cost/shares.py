@@ -1,13 +1,13 @@
-"""Each key's share of the cost of some engines: of each part of their time, by its usage of it.
+"""Each key's share of engine cost: each part of engine time is divided by usage of that part.
 
 *Which cost.* The cost at the window's own concurrency: the time of each engine step is divided
 among the requests that ran in it. So the shares add up to the bill, and (on simulated servers) each
-is what leaving that key out would save at the same number of concurrent requests. The cost of a key
-alone, or against a full batch, are other questions, whose answers do not add up.
+is what would be saved without that key at the same number of concurrent requests. The cost of a key
+served alone, or in a full batch, is another question, and such costs do not add up.
 
 Prefill time is divided by prompt tokens computed, decode time by output tokens, the fixed part of
-steps by concurrency (a request alone at night has all of it), and memory by KV cache held: tokens
-of context × output tokens.
+steps by concurrency (a request that runs alone pays for all of it), and memory by KV cache used:
+tokens of context × output tokens.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from vllm_capacity.verdicts.cost.engine_time import EngineTime
 Floats = NDArray[np.float64]
 
 _SEED = 19
-_MODEL_ERROR = 0.05  # of a share: measured on servers simulated by other laws than the fit's
+_MODEL_ERROR = 0.05  # of a share: measured on simulated servers that follow other laws
 _MEMORY_ERROR = 0.12  # the same if KV memory limits: recomputed work is not counted
 _INSTANT_SECONDS = 60.0  # assumed duration of rows with only one time
-_SPREAD = 2.0  # sum of the beta prior of a key's cached part, if not logged: the widest
+_SPREAD = 2.0  # sum of the beta parameters of a key's cached part, if not logged: the widest
 _FITTED = "each step's time shared among the requests that ran in it, at the window's concurrency"
 _RULE = f"assumed: 1 output token counts as {OUTPUT_TOKEN_WEIGHT:g} input tokens"
 
@@ -46,7 +46,7 @@ class Counted:
 
 @dataclass(frozen=True)
 class AlikeEngines:
-    """Engines of one make: their part of the pool's cost, and where their time went, or why not."""
+    """Engines of one make: their part of the pool's cost; engine time, or why it is unknown."""
 
     weight: float
     time: EngineTime | str
@@ -54,11 +54,11 @@ class AlikeEngines:
 
 @dataclass(frozen=True)
 class Shares:
-    """The share of each key in a pool's cost, and of usage that no row explains.
+    """The share of each key in a pool's cost, and the share of usage that no row explains.
 
-    `best` and each row of `draws` add up to 1 over keys and `unmatched`, which is the last.
-    `bounds` are the lowest and highest shares that any weights could give, for the `assumed` part
-    of the cost.
+    `best` and each row of `draws` add up to 1 over keys and `unmatched`, which is last. `bounds`
+    are the lowest and highest shares that any weights could give, for the `assumed` part of the
+    cost.
     """
 
     keys: tuple[str, ...]
@@ -70,9 +70,9 @@ class Shares:
 
 
 def pool_shares(rows: pl.DataFrame, counted: Counted, engines: Sequence[AlikeEngines]) -> Shares:
-    """The shares of the keys of `rows` (sources/usage.py, those of the pool and time).
+    """The shares of the keys of `rows` (sources/usage.py; only those of the pool and time range).
 
-    Rows only count for their own part of the time range (`part`, 0..1).
+    Each row counts only for its part inside the time range (`part`, 0..1).
     """
     rows = rows.with_columns(
         *(pl.col(f"{name}_tokens") * pl.col("part") for name in ("prompt", "cached", "output")),
@@ -139,7 +139,7 @@ def estimates(pools: Sequence[tuple[float, Shares]]) -> dict[str, Estimate]:
 
 
 class _Use:
-    """The usage of each key, as columns: keys in order, then usage that no row explains."""
+    """The usage of each key as arrays: keys in order, then usage that no row explains."""
 
     def __init__(self, rows: pl.DataFrame, counted: Counted) -> None:
         self._rows, self._counted = rows, counted
@@ -165,7 +165,7 @@ class _Use:
 
     @property
     def _unsure_ratio(self) -> float:
-        """The share of prompts without logged cached tokens that was computed, by the counters."""
+        """The computed share of prompts whose cached tokens were not logged, by the counters."""
         unsure, computed = float(self._unsure.sum()), self._counted.computed_tokens
         if not unsure or computed is None:
             return 1.0
@@ -206,7 +206,7 @@ class _Use:
         return by_key["steps"].to_numpy()
 
     def by_rule(self) -> Floats:
-        """The shares by tokens at a stated weight."""
+        """The shares by tokens, with `OUTPUT_TOKEN_WEIGHT` as the weight of an output token."""
         computed = self._counted.computed_tokens
         prompt = self._counted.prompt_tokens if computed is None else computed
         weights = np.array([prompt, OUTPUT_TOKEN_WEIGHT * self._counted.output_tokens])
@@ -214,9 +214,9 @@ class _Use:
         return np.asarray(both @ _scaled(weights))
 
     def by_any_weights(self, parts: Floats) -> Floats:
-        """The shares for each extreme of where the time may have gone: a row per key.
+        """The shares at each extreme of how engine time may divide: a row per key.
 
-        Anywhere, except that prompts had at most their possible share (`most_for_prompts`).
+        Any division is possible, except that prompts take no more than `most_for_prompts`.
         """
         computed = self._counted.computed_tokens
         prompt = self._counted.prompt_tokens if computed is None else computed
@@ -225,7 +225,7 @@ class _Use:
         return np.hstack([without, most * parts[:, :1] + (1 - most) * without])
 
     def drawn(self, parts: Floats, time: EngineTime, rng: np.random.Generator) -> Floats:
-        """The shares for each draw of where the time went; one row per draw, adding up to 1."""
+        """The shares for each draw of the engine-time fit; one row per draw, adding up to 1."""
         shares = np.asarray(time.draws @ parts.T)
         ratio = self._unsure_ratio
         if 0.001 < ratio < 0.999 and self._unsure.sum():
@@ -256,10 +256,10 @@ class _Sharing:
 
     @classmethod
     def of_log(cls, rows: pl.DataFrame) -> _Sharing:
-        """From the tokens per second that rows wrote at a time, as if steps took equally long.
+        """From the output tokens per second of rows at each time, as if steps took equally long.
 
         This overstates the difference between busy and quiet times, because steps with many
-        requests take longer and a row may stand for several requests: it is an extreme of the
+        requests take longer and a row may contain several requests: it is one extreme of what is
         possible.
         """
         starts, ends = _seconds(rows["start"]), _seconds(rows["end"])
@@ -267,7 +267,7 @@ class _Sharing:
         rates = rows["output_tokens"].to_numpy() / (ends - starts)
         edges, place = np.unique(np.concatenate([starts, ends]), return_inverse=True)
         changes = np.bincount(place, np.concatenate([rates, -rates]), len(edges))
-        least = min(rates[rates > 0], default=1.0)  # else 1 / rounding error without output
+        least = min(rates[rates > 0], default=1.0)  # avoids 1 / rounding error without output
         return cls(edges, 1 / np.maximum(np.cumsum(changes)[:-1], least))
 
     def mean(self, starts: Floats, ends: Floats) -> Floats:

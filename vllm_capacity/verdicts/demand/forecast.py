@@ -1,4 +1,4 @@
-"""Demand in the next hours or days, with intervals from its own past errors, or why unknown.
+"""Demand in the next hours or days, with intervals from its own past errors, or why there is none.
 
 The method, its intervals and the days of the week: model.py. What counts as a gap: history.py.
 
@@ -59,12 +59,12 @@ class Forecast:
     """Demand ahead, or the `reason` why it is unknown.
 
     `frame`: one row per step ahead: ts_seconds (or ts, as in the input), low, mid, high, in the
-    unit of the series per step; empty if refused. `method` says how it was made, and whether with a
-    weekly pattern. `coverage_measured`: the share of points, 0..1, to expect inside the intervals,
-    measured in the back-test and drawn towards 90 % if that was short (`stated_coverage`).
-    `width_ratio`: mean width of the intervals over mean forecast demand, None if that is under 1 %
-    of the series' mean. `peak_over_mean`: how far a short peak exceeds its hour's mean (p95 of
-    hours).
+    unit of the series per step; empty if refused. `method` describes how it was made, and whether a
+    weekly pattern was used. `coverage_measured`: the share of points, 0..1, to expect inside the
+    intervals, measured in the back-test and shrunk towards 90 % if that was short
+    (`stated_coverage`). `width_ratio`: mean width of the intervals ÷ mean forecast demand, None if
+    that is under 1 % of the series' mean. `peak_over_mean`: how far a short peak exceeds its hour's
+    mean (p95 of hours).
     """
 
     frame: pl.DataFrame
@@ -146,7 +146,7 @@ def forecast_demand(
 def _ends(
     expected: Floats, half_width: Floats, *, extra: float, mean_level: float
 ) -> tuple[Floats, Floats, Floats]:
-    """low, mid, high: the forecast plus or minus `half_width` on its root.
+    """low, mid, high: the forecast plus or minus `half_width` on the square-root scale.
 
     Rounded to nine digits of `mean_level`, the mean of the history: the rest is rounding error. A
     forecast under a millionth of it is rounding error too, and set to 0.
@@ -220,7 +220,8 @@ def peak_over_mean(grid: DemandGrid) -> Estimate:
     """How far an hour's highest row exceeds the hour's mean: the p95 over hours, a ratio.
 
     Its ends are the order statistics that contain the true p95 with 90 % confidence. If rows are
-    coarser than 30 min or fewer than 60 whole hours were recorded, the published `PEAK_PRIOR`.
+    coarser than 30 min or fewer than 60 whole hours were recorded, it is the published
+    `PEAK_PRIOR`.
     """
     per_hour = 3600 / grid.interval_seconds
     if per_hour < 2 or abs(per_hour - round(per_hour)) > 1e-6:

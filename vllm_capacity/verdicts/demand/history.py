@@ -1,4 +1,4 @@
-"""Turns recorded rows into even steps of demand: which are gaps, whole steps, or zeros.
+"""Turns recorded rows into even steps of demand, and tells gaps from zeros.
 
 A gap is a missing row, an empty value, or a collapse of the whole series below 5 % of its median
 over ±12 h: services do not stop for half an hour and resume where they were, recorders do. A
@@ -117,8 +117,9 @@ def collapses(rows: Floats, interval_seconds: float) -> NDArray[np.bool_]:
 def median_gap_seconds(ts_seconds: Floats) -> float | None:
     """The distance between neighboring rows, with jitter averaged out; None for under two rows.
 
-    If several distances each make up a tenth of all, the finest, as longer ones are due to missing
-    rows. InputError if rows are not on an even grid or change their distance permanently.
+    If several distances each make up a tenth of all, the shortest is used, as longer ones are due
+    to missing rows. InputError if rows are not on an even grid or change their distance
+    permanently.
     """
     gaps = np.diff(ts_seconds)
     if len(gaps) == 0:
@@ -212,7 +213,7 @@ def _divides(interval: float, step_seconds: float) -> bool:
 
 
 def _phase(ts_seconds: Floats, interval: float) -> float:
-    """The offset of rows within an interval; 0 if they are about on the clock, or drift."""
+    """The offset of rows within an interval; 0 if they are roughly clock-aligned, or drift."""
     if len(ts_seconds) == 0 or not _is_kept(ts_seconds, interval):
         return 0.0
     center = float(np.angle(_direction(ts_seconds, interval))) / (2 * np.pi) * interval
@@ -225,7 +226,7 @@ def _phase(ts_seconds: Floats, interval: float) -> float:
 
 
 def _covers(ts_seconds: Floats, interval: float) -> Floats:
-    """The seconds that each row stands for: to the next row, or one interval if that is missing.
+    """The seconds that each row covers: to the next row, or one interval if that is missing.
 
     If two gaps add up to two intervals, the row between them is late, and none is missing.
     """

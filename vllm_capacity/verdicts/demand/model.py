@@ -18,20 +18,21 @@ doubling one changes the mean MASE by at most 0.02, on those services and on 33 
 Errors are kept on a square-root scale, between additive (too narrow when demand rises) and
 logarithmic (uselessly wide after bursts): of the three it had the best interval score.
 
-**Intervals** are quantiles of the forecast's own past errors, reported with how often they held.
+**Intervals** are quantiles of the forecast's own past errors, reported together with their
+coverage.
 
 Errors are pooled by how far ahead they were made (within 4 h, 24 h, then doubling), because a
 single horizon has too few. The larger of a pool's 5 % and 95 % quantiles applies to both sides,
 because over a few days all errors may be on one side. It is widened by 1 + 0.6/√days, because days,
-not hours, are independent here, and levels shift: the bare quantiles held 79 % of the time on a
-service whose tenants come and go. A band never narrows with the horizon. Right after a jump of the
-level it is widened to match the errors of the last two hours.
+not hours, are independent here, and levels shift: without widening, they covered 79 % on a service
+with changing tenants. A band never narrows with the horizon. Right after a jump of the level it is
+widened to match the errors of the last two hours.
 
-The share of points to expect inside is reported with care. On three published services and 46 of
-their tenants, the share measured over one or two weeks did not predict which intervals would hold
-(0.96 or more was measured for 311 forecasts, which held 0.94; under 0.90 for 23, which held 0.99;
-one service held 0.85 of its last quarter after 0.97). So the nominal 90 % counts as ten additional
-days of measurement.
+The expected coverage is reported cautiously. On three published services and 46 of their tenants,
+coverage measured over one or two weeks did not predict later coverage (311 forecasts with a
+measured 0.96 or more covered 0.94; 23 with under 0.90 covered 0.99; one service covered 0.85 of its
+last quarter after a measured 0.97). So the nominal 90 % counts as ten additional days of
+measurement.
 
 **Days of the week**: the blend with a weekly pattern, and when it is used.
 
@@ -65,7 +66,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-# (history, horizon, steps per day) → demand ahead. The last axis is time; others are histories.
+# (history, horizon, steps per day) → demand ahead. Last axis: time; others: histories.
 Expected = Callable[[Floats, int, int], Floats]
 
 PROFILE_DAYS = 7
@@ -134,8 +135,8 @@ def _mean(values: Floats) -> Floats:
 def blend(history: Floats, horizon: int, steps_per_day: int) -> Floats:
     """Demand expected in each of the next `horizon` steps, in the unit of `history` (no gaps).
 
-    The last axis is time; others are many histories of the same length. Flat if history is shorter
-    than a day; callers refuse that, the back-test does not.
+    The last axis is time; others are separate histories of the same length. Flat if history is
+    shorter than a day: callers refuse that, the back-test does not.
     """
     recent = history[..., -PROFILE_DAYS * steps_per_day :]
     days = recent.shape[-1] // steps_per_day
@@ -239,9 +240,9 @@ def backtest(
 
 
 def _of_one_length(origins: NDArray[np.int64], steps_per_day: int) -> Iterator[tuple[slice, int]]:
-    """Slices of the origins, each with the length of the histories that forecasts from there use.
+    """Slices of the origins, each with the length of history that forecasts from there use.
 
-    That is everything in the first week, then whole weeks. A slice is small enough for the
+    In the first week that is all history, then whole weeks. Slices are small enough for the
     processor's cache.
     """
     week = 7 * steps_per_day
@@ -264,13 +265,13 @@ _NOMINAL_DAYS = 10.0
 
 @dataclass(frozen=True)
 class Band:
-    """The distance from the root of a forecast to its ends, one number per step ahead."""
+    """Half the width of the interval on the square-root scale, one number per step ahead."""
 
     half_width: Floats
 
 
 def widening(days: float) -> float:
-    """The factor on error quantiles from so many days; 2.2 for a quarter of a day or less."""
+    """The factor on error quantiles, by days measured; 2.2 for a quarter of a day or less."""
     return float(1 + 0.6 / np.sqrt(max(days, 0.25)))
 
 
@@ -301,7 +302,7 @@ def widened(past: Backtest, band: Band, steps_per_day: int) -> Band | None:
 
 
 def stated_coverage(past: Backtest, steps_per_day: int) -> float | None:
-    """The share of points to expect inside the band, 0..1: the measured one, drawn towards nominal.
+    """The share of points to expect inside the band, 0..1: the measured one, shrunk towards 90 %.
 
     None if nothing could be measured.
     """
@@ -316,8 +317,8 @@ def measured_coverage(past: Backtest, steps_per_day: int) -> float | None:
     """The share of back-test points inside a band that was built without them, 0..1.
 
     Actual values are held out one day at a time (a quarter of the span if that is under four days):
-    all errors for that day, however far ahead they were made, against the band of the others,
-    widened for the days that remain. None with fewer than two such blocks.
+    all errors for that day, however far ahead they were made, are compared with the band from the
+    other days, widened for their number. None with fewer than two such blocks.
     """
     steps = max(1, min(steps_per_day, int(past.days * steps_per_day) // 4))
     ahead = np.arange(past.errors.shape[1])
@@ -336,11 +337,11 @@ def measured_coverage(past: Backtest, steps_per_day: int) -> float | None:
 
 
 def _band(errors: Floats, days: float, steps_per_day: int) -> Band | None:
-    """One quantile per pool of horizons; a pool of under ten errors uses the next farther one's.
+    """One quantile per pool of horizons; with under ten errors, that of the next farther pool.
 
-    The farther one is the safer guess. Beyond the last pool, the nearer one's quantile grows with
-    the square root of the horizon. If no pool has ten errors, all are pooled; None if that has
-    under ten.
+    The farther pool is the safer choice. If no farther one has ten errors, the quantile of the
+    nearest one grows with the square root of the horizon. If no pool has ten errors, all are
+    pooled; None if that has under ten.
     """
     hours = np.arange(1, errors.shape[1] + 1) * 24 / steps_per_day
     pool_of = np.searchsorted(_EDGES_HOURS, hours - 1e-9)
@@ -360,7 +361,7 @@ def _band(errors: Floats, days: float, steps_per_day: int) -> Band | None:
 
 
 def _end(pool: Floats) -> float:
-    """The larger, in size, of a pool's 5 % and 95 % quantiles; NaN for under ten errors."""
+    """The larger in magnitude of a pool's 5 % and 95 % quantiles; NaN for under ten errors."""
     seen = pool[np.isfinite(pool)]
     if len(seen) < _MIN_ERRORS:
         return float("nan")
@@ -425,9 +426,9 @@ def best_pattern(values: Floats, horizon: int, steps_per_day: int) -> Pattern:
 def weekly_blend(history: Floats, horizon: int, steps_per_day: int) -> Floats:
     """Demand expected in each of the next `horizon` steps, in the unit of `history` (no gaps).
 
-    Axes are those of `blend`. With less than a whole week of history, the daily blend's. The offset
-    is added to demand while it is divided by the profile: an empty weekend is then at its normal
-    level, not at zero.
+    Axes are those of `blend`. With less than a week of history, the result is that of `blend`. The
+    offset is added to demand before it is divided by the profile, so that an empty weekend is at
+    its normal level, not at zero.
     """
     week = 7 * steps_per_day
     if history.shape[-1] < week:
@@ -496,7 +497,7 @@ def _gain(daily: Backtest, weekly: Backtest, steps_per_day: int) -> float:
 
 
 def _width_ratio(one: Backtest, other: Backtest, steps_per_day: int) -> float:
-    """The mean half-width of one band over the other's; infinite if either has none."""
+    """The mean half-width of one band ÷ that of the other; infinite if either is missing."""
     ours, theirs = (error_band(past, steps_per_day) for past in (one, other))
     if ours is None or theirs is None:
         return float("inf")

@@ -2,13 +2,13 @@
 
 Growth is reported from three weeks on: each day of the week then occurred three times, so a weekend
 at the end of a window does not look like a decline. The model of the logarithm of a day's requests:
-day of the week + slope × day + residual. Residuals resemble those of the day before (an AR(1)
-process) and of the same week (a component shared by its days). A few weeks do not determine by how
-much: fewer weeks look calmer than they are, and a nominal 0.9 interval from the single best fit
-holds 0.8. So the interval is a posterior over both, with each combination fitted by generalized
-least squares and weighted by its likelihood, with regression and variance integrated out (Zellner &
-Tiao 1964; Box & Tiao 1973, Bayesian Inference in Statistical Analysis, 8.5). The prior prefers no
-length of memory: it is uniform in its logarithm.
+day of the week + slope × day + residual. Residuals are correlated from day to day (an AR(1)
+process) and within a week (a component shared by its days). A few weeks do not determine how
+strongly: they look calmer than they are, and a nominal 90 % interval from the single best fit
+covers 80 %. So the interval is a posterior over both correlations: each combination is fitted by
+generalized least squares and weighted by its likelihood, with regression and variance integrated
+out (Zellner & Tiao 1964; Box & Tiao 1973, Bayesian Inference in Statistical Analysis, 8.5). The
+prior prefers no length of memory: it is uniform in its logarithm.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def whole_days(hours: pl.DataFrame, *, time_zone: str = "UTC") -> tuple[Day, ...
 
 
 def _length(day: pl.Expr, time_zone: str) -> pl.Expr:
-    """The time from midnight to the next; null if a clock change skips either."""
+    """The time from one midnight to the next; null if a clock change skips either."""
     first, after = (
         each.cast(pl.Datetime("us")).dt.replace_time_zone(
             time_zone, ambiguous="earliest", non_existent="null"

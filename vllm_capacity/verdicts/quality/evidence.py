@@ -1,4 +1,4 @@
-"""The evidence that the quality report judges, and the form of its findings."""
+"""The evidence behind the quality report, and the form of its findings."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange, iso
 
 _STALE_SECONDS = 60.0
-_MIN_COUNTS = 5  # fewer values that two targets share are no proof of one process
+_MIN_COUNTS = 5  # fewer shared values do not prove that two targets are one process
 
 
 @dataclass(frozen=True)
 class Evidence:
     """Facts about one part of a window.
 
-    `attempts`: those inside the part. `losses`: what restarts and outages may have kept out of
-    every figure. `asked_end`: the end that was requested from the source, if the part reaches the
-    end of what it returned. `doubtful`: targets whose start times do not order their processes.
-    `same`: pairs of targets that are one process. `lifetimes`: one row per series (lifetimes.sql).
-    `ingest_notes`: the notes of ingestion (intake_notes.sql). `contradicted`: scrapes left out
-    because a clock was set (contradicted.sql). `relabelled`: series that continued under other
-    labels, and how much higher a counter would be if they were new series (relabelled.sql).
-    `stale`: instance, engine, start, end, value of a gauge that stayed above 0 without tokens
-    coming. `finished_per_scrape`: the most requests that finished between two scrapes of an
-    instance. `engines`: instance, engine, hours (billed), output_tokens.
+    `attempts`: those inside the part. `losses`: what all figures may lack because of restarts and
+    outages. `asked_end`: the end that was requested from the source, if the part reaches the end of
+    what it returned. `doubtful`: targets for which start times do not give an order of processes,
+    and why. `same`: pairs of targets that are one process. `lifetimes`: one row per series
+    (lifetimes.sql). `ingest_notes`: the notes of ingestion (intake_notes.sql). `contradicted`:
+    scrapes left out because a clock was changed (contradicted.sql). `relabelled`: series that
+    continued under other labels, and how much higher a counter would be if they were new series
+    (relabelled.sql). `stale`: instance, engine, start, end, value of a gauge that stayed above 0
+    while no tokens were generated. `finished_per_scrape`: the most requests that finished between
+    two scrapes of an instance. `engines`: instance, engine, hours (billed), output_tokens.
     """
 
     time_range: TimeRange
@@ -113,7 +113,7 @@ def _with_output(window: Window, engines: pl.DataFrame, time_range: TimeRange) -
 
 
 def stale_gauges(steps: pl.DataFrame) -> pl.DataFrame:
-    """Spells of a minute or more in which requests are reported as running but no tokens come.
+    """Spells of a minute or more in which requests are reported as running without any tokens.
 
     One row per spell: instance, engine, start, end, value (mean running in it).
     """

@@ -1,4 +1,4 @@
-"""Quality checks on processes: those that ended unread, and those with unreliable counters."""
+"""Quality checks on processes: those that ended with unread counts or count unreliably."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def outages(evidence: Evidence) -> list[Finding]:
 
 
 def contradicted(evidence: Evidence) -> list[Finding]:
-    """Targets with scrapes that are in no figure, because a clock was set."""
+    """Targets with scrapes that are left out of all figures, because a clock was changed."""
     found = []
     for instance, detail, scrapes in evidence.contradicted.iter_rows():
         unread = evidence.losses.of(instance, "clock")
@@ -150,7 +150,7 @@ def _is_unbounded(unread: Sequence[Unread]) -> bool:
 
 
 def _max_effect(unread: Sequence[Unread]) -> dict[str, float]:
-    """The most by which they can change figures; empty if that is unbounded."""
+    """The largest possible change of each figure; empty if that is unbounded."""
     if _is_unbounded(unread):
         return {}
     return {
@@ -167,7 +167,7 @@ def _effect(unread: Sequence[Unread]) -> str:
 
 
 def _bound(unread: Sequence[Unread], evidence: Evidence) -> str:
-    """What the bound is made of, in words; empty if there is none."""
+    """What the bound is composed of, as text; empty if there is none."""
     if _is_unbounded(unread):
         return ""
     seconds = sum(_seconds(each.start, each.end) for each in unread)

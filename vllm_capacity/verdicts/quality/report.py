@@ -2,7 +2,7 @@
 
 A clean window has only `info` findings.
 
-Also the check on a window's own throughput: times in which a server was slowed down.
+Also checks throughput itself: times in which a server was slowed down.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vllm_capacity.verdicts.saturation.regimes import EngineSteps
 def slowed(fits: Sequence[SaturationFit]) -> list[Finding]:
     """One finding per engine that for a while delivered far less than it could; none for others.
 
-    The capacity does not use those steps.
+    The capacity is computed without those steps.
     """
     return [_finding(fit) for fit in fits if fit.slowed.any()]
 
@@ -51,7 +51,7 @@ def _finding(fit: SaturationFit) -> Finding:
 
 
 def _spells(steps: EngineSteps, slow: Indices) -> list[str]:
-    """The times of consecutive steps without a hole, in words."""
+    """The time ranges of consecutive steps without a hole, as text."""
     is_on = (np.diff(slow) == 1) & steps.is_next[slow[1:]]
     firsts = slow[np.concatenate([[True], ~is_on])]
     lasts = slow[np.concatenate([~is_on, [True]])]

@@ -19,7 +19,7 @@ _UNEVEN = 0.25
 
 
 def coverage(evidence: Evidence, gauges: Gauges) -> list[Finding]:
-    """Scrapes that failed or were never made, out of those that an even grid would have."""
+    """Scrapes that failed or were never made, compared with an even grid of scrapes."""
     targets = evidence.attempts.targets.values()
     tried = sum(own.tried for own in targets)
     failed = tried - sum(own.good for own in targets)
@@ -78,7 +78,7 @@ def jitter(evidence: Evidence) -> list[Finding]:
 
 
 def _is_even(own: Target) -> bool:
-    """Whether the steps are certainly short and even, without unpacking them."""
+    """Whether scrape intervals are certainly short and even, without unpacking them."""
     ends = own.most_steps()
     if ends is None or ends[1] > _COARSE_SECONDS:
         return False
@@ -112,7 +112,7 @@ def gaps(evidence: Evidence) -> list[Finding]:
 
 
 def partial_steps(evidence: Evidence) -> list[Finding]:
-    """A first or last minute that is cut."""
+    """A first or last minute that is incomplete."""
     time_range = evidence.time_range
     cut = [
         edge
@@ -129,7 +129,7 @@ def partial_steps(evidence: Evidence) -> list[Finding]:
 
 
 def stale_gauges(evidence: Evidence) -> list[Finding]:
-    """Requests reported as running while no tokens come."""
+    """Requests reported as running while no tokens are generated."""
     found = []
     for row in evidence.stale.iter_rows(named=True):
         seconds = (row["end"] - row["start"]).total_seconds()
@@ -147,7 +147,8 @@ def stale_gauges(evidence: Evidence) -> list[Finding]:
 def lagging(evidence: Evidence) -> list[Finding]:
     """Targets whose last good scrape lies well before the end, or that have none.
 
-    Targets that are gone or down are in `outages` (losses.py); those here answer after the part.
+    Targets that are gone or down are in `outages` (losses.py); those here answered again after the
+    part.
     """
     found = []
     down = {outage.instance for outage in evidence.outages}

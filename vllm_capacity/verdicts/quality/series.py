@@ -18,7 +18,7 @@ from vllm_capacity.timerange import iso
 from vllm_capacity.verdicts.quality.evidence import Evidence, Finding, amounts
 
 _EXACT_UP_TO = 2.0**53
-_UNEVEN = 0.75  # engines below this part of their fair share are named
+_UNEVEN = 0.75  # engines below this part of their fair share are reported
 
 _INGEST_EFFECTS = {
     "duplicate": "counted once: no figure is affected",
@@ -140,7 +140,7 @@ def _ended_with_process(life: pl.DataFrame, evidence: Evidence) -> pl.DataFrame:
 
 
 def jobs(evidence: Evidence) -> list[Finding]:
-    """Targets that several scrape jobs found."""
+    """Targets that several jobs scrape."""
     up = evidence.lifetimes.filter(
         (pl.col("metric") == "up") & (pl.col("last_ts") >= evidence.time_range.start)
     )
@@ -183,7 +183,7 @@ def features(evidence: Evidence) -> list[Finding]:
 
 
 def renamed(evidence: Evidence) -> list[Finding]:
-    """Families that were read under another name than vLLM's newest."""
+    """Metric families that were read under a name other than vLLM's newest."""
     life = evidence.lifetimes
     old = life.filter(
         pl.col("metric") != pl.col("exposed").str.replace("^(ray_)?vllm[:_]", "vllm:")
@@ -204,7 +204,7 @@ def renamed(evidence: Evidence) -> list[Finding]:
 
 
 def missing(evidence: Evidence) -> list[Finding]:
-    """Families that every vLLM exposes but a target lacks."""
+    """Metric families that every vLLM exposes but a target lacks."""
     found = []
     life = evidence.lifetimes
     for (instance,), own in life.group_by("instance", maintain_order=True):
