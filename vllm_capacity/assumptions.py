@@ -1,4 +1,4 @@
-"""What telemetry cannot know: prices, the GPUs of an engine, the latency targets to meet."""
+"""Inputs that telemetry does not contain: prices, GPUs of an engine, latency targets."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Target:
     """A latency target: the histogram `metric` it applies to, and the names of the latency.
 
     `name` is its field of `Slo` and its column of the engine steps, `label` the latency's usual
-    abbreviation, `observed` what is counted as within the target or not, `option` its command-line
-    option.
+    abbreviation, `observed` the events counted as within the target or not, `option` its
+    command-line option.
     """
 
     name: str
@@ -38,12 +38,12 @@ class Target:
 
     @property
     def short(self) -> str:
-        """The latency in a word, as in columns and options: `ttft`."""
+        """The short name of the latency, as in columns and options: `ttft`."""
         return self.name.removesuffix(_P95)
 
     @property
     def attainment(self) -> str:
-        """The field of the answer with its attainment: `ttft_attainment`."""
+        """The result field that contains its SLO attainment: `ttft_attainment`."""
         return f"{self.short}_attainment"
 
 
@@ -56,9 +56,9 @@ def _target(label: str, option: str, observed: str, metric: str) -> float | None
 
 @dataclass(frozen=True)
 class Slo:
-    """Latency targets, seconds: the 95th percentile of each is to stay at or under its target.
+    """Latency targets in seconds: the p95 of each latency should be at or below its target.
 
-    None: no target. Options, columns, tables and charts of a target come from its field here.
+    None: no target. A target's options, columns, tables and charts are derived from its field.
     """
 
     ttft_p95_seconds: float | None = _target("TTFT", "--slo-ttft", "first tokens (TTFT)", TTFT)
@@ -79,7 +79,7 @@ class Slo:
 
     @property
     def text(self) -> str:
-        """The targets in a line that `slo_of` reads: `ttft 2.0, itl 0.1`; empty for none."""
+        """The targets as text that `slo_of` accepts: `ttft 2.0, itl 0.1`; empty without any."""
         given = self.targets.items()
         return ", ".join(f"{TARGETS[name].short} {seconds!r}" for name, seconds in given)
 
@@ -93,8 +93,8 @@ _BY_WORD = {word: name for name, one in TARGETS.items() for word in (name, one.s
 def slo_of(given: Slo | str | None) -> Slo:
     """Latency targets as a user gives them: a `Slo`, or text such as `ttft 2.0, itl 0.1`.
 
-    Text names each latency by its short name or by the field of `Slo`, then seconds. None, or text
-    without a target: no targets. InputError for anything else.
+    In text, each target is a latency, by short name or field of `Slo`, followed by seconds. None,
+    or text without a target: no targets. InputError for anything else.
     """
     if isinstance(given, Slo):
         return given
@@ -120,9 +120,9 @@ def slo_of(given: Slo | str | None) -> Slo:
 class Pricing:
     """The price of a GPU-hour, and the number of GPUs per engine.
 
-    `rules` (of a mapping file) replace the single price and GPU count. Without a price and rules
-    every money figure is unknown. `note` says whose price it is; `row` is its row of
-    gpu_prices.csv, if it has one; `rules_path` is the file of the rules.
+    `rules` (from a mapping file) replace the single price and GPU count. Without a price and rules
+    every money figure is unknown. `note` names the source of the price; `row` is its row in
+    gpu_prices.csv, if it has one; `rules_path` is the mapping file.
     """
 
     usd_per_gpu_hour: Estimate | None = None
@@ -148,17 +148,17 @@ class Pricing:
 
 @dataclass(frozen=True)
 class Hardware:
-    """What every engine runs on and serves, if given: vLLM exports no GPU.
+    """The GPU and model of every engine, if given: vLLM does not export the GPU.
 
-    `gpu` is a name in gpu_specs.csv; `model` a name in llms.csv, if the served name is not one.
-    None: taken from labels of the targets, or from the price row.
+    `gpu` is a name in gpu_specs.csv; `model` a name in llms.csv, for a served name that is not in
+    it. None: taken from target labels, or from the price row.
     """
 
     gpu: str | None = None
     model: str | None = None
 
     def __post_init__(self) -> None:
-        """InputError for a GPU or a model that is in no table."""
+        """InputError for a GPU or model that is not in its table."""
         if self.gpu is not None:
             find_gpu(self.gpu)
         if self.model is not None:
@@ -167,14 +167,14 @@ class Hardware:
 
 @dataclass(frozen=True)
 class Assumptions:
-    """All inputs of figures that are not telemetry."""
+    """All inputs other than telemetry."""
 
     pricing: Pricing = field(default_factory=Pricing)
     slo: Slo = field(default_factory=Slo)
     hardware: Hardware = field(default_factory=Hardware)
 
     def of_targets(self, labels: Callable[[], Mapping[str, Mapping[str, str]]]) -> Assumptions:
-        """The same for targets with these labels, by instance, if a rule selects by labels."""
+        """The same, with rules that select by labels resolved for targets (labels by instance)."""
         rules = self.pricing.rules
         if all(rule.only is None for rule in rules):
             return self
@@ -192,8 +192,8 @@ def pricing(
 
     `price` is USD per GPU-hour (a number, or an interval: `1.2 to 1.9`), or words that match a row
     of gpu_prices.csv; `price_rules` is the path of a mapping file (GPUs and price of each instance,
-    with start and end). With neither, money stays unknown. InputError if both are given, and for an
-    invalid price.
+    with start and end). With neither, money figures are unknown. InputError if both are given, and
+    for an invalid price.
     """
     if price is not None and price != "" and price_rules:
         raise InputError(

@@ -1,19 +1,19 @@
 """Whether a server changed between two times, at the same load and mix, by more than noise.
 
-Two windows never have the same load, so their means say little. Instead, the behavior of each step
-of one engine (10 to 60 s) is compared *at the load and mix of that step*:
+Two windows never have the same load, so their means say little. Instead, the steps of engines (10
+to 60 s each) are compared *at the same load and mix*:
 
-1. Only steps at loads that both sides have seen are kept. Load is the number of decoding requests,
-   by Little's law: output tokens/s × mean inter-token latency. Both are counted, so it has no
-   sampling noise, unlike the gauge.
+1. Only steps at loads that occurred on both sides are kept. Load is the number of decoding
+   requests, by Little's law: output tokens/s × mean inter-token latency. Both are counted, so it
+   has no sampling noise, unlike the gauge.
 2. The logarithm of a figure is explained by load (a piecewise linear curve), by prompt length per
    output token, by output length, all three per model, and by the side: ordinary least squares. The
    coefficient of the side is the change, at the same load and mix. An engine on both sides has its
-   own level (its steps are taken relative to its mean): which of several is busy has no effect.
-   Others have that of their model.
-3. Minutes are correlated, so steps are not independent observations: an hour of slowness moves a
-   side's mean more than sixty minutes of noise. Residuals are modeled as the sum of a process with
-   memory (Ornstein-Uhlenbeck) and noise. The length of its memory is unknown: all lengths from
+   own level (its steps are taken relative to its mean), so it does not matter which of several
+   engines is busy. Other engines share the level of their model.
+3. Minutes are correlated, so steps are not independent observations: a slow hour moves a side's
+   mean more than sixty minutes of independent noise. Residuals are modeled as the sum of a process
+   with memory (Ornstein-Uhlenbeck) and noise. The length of its memory is unknown: all lengths from
    minutes to that of a side, and all shares of drift and noise, are weighted by their restricted
    likelihood (Harville, "Bayesian inference for variance components using only error contrasts",
    Biometrika 61 (1974), doi:10.1093/biomet/61.2.383), so the interval is wide if a drift that long
@@ -21,7 +21,7 @@ of one engine (10 to 60 s) is compared *at the load and mix of that step*:
    implies without such a model (cluster-robust sandwich errors; Cameron and Miller, "A
    Practitioner's Guide to Cluster-Robust Inference", J. Human Resources 50 (2015),
    doi:10.3368/jhr.50.2.317).
-4. Five figures are tested, and a change of any is an alarm: each is judged at 99 %, so that
+4. Five figures are tested, and a change in any of them is an alarm: each is judged at 99 %, so that
    together they give at most one false alarm in twenty.
 5. The width of the interval also gives the smallest change that would be found: one that moves the
    interval away from "no change" nine times in ten.
@@ -99,10 +99,10 @@ class Change(Record):
 def comparable_steps(steps: pl.DataFrame, models: Mapping[str, str] | None = None) -> pl.DataFrame:
     """The steps that show how fast an engine was: one row per engine and step, in order of time.
 
-    `models`: the model of each engine (`instance/engine`); without it all serve the same. Columns:
-    engine, model (empty if not named), start, load, prompt_per_output, output_per_request (null if
-    no request ended), itl_seconds, ttft_seconds (null if not observed). Steps with a gap or a
-    restart, and steps without output, are left out.
+    `models`: the model of each engine (`instance/engine`); without it, all count as one model.
+    Columns: engine, model (empty if not named), start, load, prompt_per_output, output_per_request
+    (null if no request ended), itl_seconds, ttft_seconds (null if not observed). Steps with a gap
+    or a restart, and steps without output, are left out.
     """
     output, itl = pl.col("output_tokens_per_second"), pl.col("itl_mean_seconds")
     busy = steps.filter(~pl.col("is_gap") & ~pl.col("is_restart") & (output > 0) & (itl > 0))
@@ -123,7 +123,7 @@ def comparable_steps(steps: pl.DataFrame, models: Mapping[str, str] | None = Non
 def change(before: pl.DataFrame, after: pl.DataFrame, figure: str) -> Change:
     """The change of `itl_seconds` or `ttft_seconds` from `before` to `after` (comparable_steps).
 
-    At the same load and mix; unknown, with the reason, if the two share too few loads.
+    Compared at the same load and mix; unknown, with the reason, if the two share too few loads.
     """
     sides = [_observed(each, figure) for each in (before, after)]
     if nowhere := [side for side, each in zip("AB", sides, strict=True) if each.is_empty()]:
@@ -138,7 +138,7 @@ def change(before: pl.DataFrame, after: pl.DataFrame, figure: str) -> Change:
 
 
 def mean_change(before: pl.DataFrame, after: pl.DataFrame, column: str) -> Change:
-    """The change of a throughput's mean over time, at any load: over all steps, including zeros.
+    """The change in a mean throughput, whatever the load: over all steps, including zeros.
 
     Unknown if a side has too few steps, or a mean of 0.
     """
@@ -197,7 +197,7 @@ def _normal(confidence: float) -> float:
 
 
 def _student(confidence: float, freedom: int) -> float:
-    """The same if the error itself is estimated, with that many degrees of freedom."""
+    """The half width if the error itself is estimated, with that many degrees of freedom."""
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, (1 + confidence) / 2))
@@ -219,9 +219,9 @@ def _observed(steps: pl.DataFrame, figure: str) -> pl.DataFrame:
 
 
 def _same_loads(before: pl.DataFrame, after: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The steps of both at loads that both have seen, except the rarest of each.
+    """The steps of both sides at loads that occurred on both, except each side's rarest loads.
 
-    Model by model; if the two have no model in common, as one.
+    Each model separately; if the sides have no model in common, all steps count as one model.
     """
     if not set(before["model"]) & set(after["model"]):
         before, after = (each.with_columns(model=pl.lit("")) for each in (before, after))
@@ -306,10 +306,10 @@ def _explained(both: pl.DataFrame) -> Floats:
 
 
 def _half(sides: tuple[pl.DataFrame, pl.DataFrame], scores: Floats) -> float | None:
-    """Half of the interval of a difference between two sides, by the wider of both methods.
+    """Half the width of the interval of a difference between two sides: the wider of two methods.
 
-    `scores` are each step's contribution to its error. None if a side's steps lie in too few
-    blocks.
+    `scores` are each step's contribution to the error of the difference. None if a side's steps lie
+    in too few blocks.
     """
     own = np.split(scores, [sides[0].height])
     by_blocks = _half_by_blocks([_sums(*each, _BLOCKS) for each in zip(sides, own, strict=True)])
@@ -324,7 +324,7 @@ def _half(sides: tuple[pl.DataFrame, pl.DataFrame], scores: Floats) -> float | N
 
 
 def _sums(steps: pl.DataFrame, scores: Floats, count: int) -> tuple[Floats, Floats]:
-    """A side's time in `count` equal parts: the numbers of those with steps, and their sums."""
+    """A side's time in `count` equal parts: the indices of parts with steps, and their sums."""
     times = steps["start"].dt.timestamp("us").to_numpy().astype(np.float64)
     share = (times - times.min()) / max(float(np.ptp(times)), 1.0)
     numbers = np.minimum((share * count).astype(np.int64), count - 1)
@@ -339,7 +339,7 @@ def _seconds(steps: pl.DataFrame) -> float:
 
 
 def _half_by_blocks(sides: Sequence[tuple[Floats, Floats]]) -> float | None:
-    """Half of the interval from the scatter of block sums; None under `MIN_BLOCKS` on a side."""
+    """Half of the interval by the scatter of block sums; None if a side has under `MIN_BLOCKS`."""
     counts = [len(sums) for _, sums in sides]
     if min(counts) < MIN_BLOCKS:
         return None
@@ -377,11 +377,11 @@ def _memories(longest: float) -> Floats:
 
 @dataclass(frozen=True)
 class _ByShares:
-    """A side under models of noise with each of `_SHARES` of drift: one number per share.
+    """The likelihood terms of a side for each share of drift in `_SHARES`: one number per share.
 
     `log_factors`, the logarithm of the restricted likelihood without its squares term; `squares`,
     the residual sum of squares around the mean, in units of the model's variance; `totals`, the
-    variance of the sum of all, in the same units.
+    variance of the sum over all parts, in the same units.
     """
 
     log_factors: Floats
@@ -408,7 +408,7 @@ def _by_shares(places: Floats, sums: Floats, memory: float) -> _ByShares:
 def _principal_parts(places: tuple[float, ...], memory: float) -> tuple[Floats, Floats]:
     """The eigenvalues and eigenvectors of a drift's correlation between these places.
 
-    Kept, because the figures of a comparison are mostly observed in the same parts of time.
+    Cached, because the figures of a comparison are mostly observed in the same parts of time.
     """
     at = np.array(places)
     values, vectors = np.linalg.eigh(np.exp(-np.abs(at[:, None] - at[None, :]) / memory))

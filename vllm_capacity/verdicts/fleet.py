@@ -17,9 +17,9 @@ from vllm_capacity.verdicts.saturation.regimes import BY_SEVERITY, LIMITS, UNKNO
 class EngineRow:
     """One engine of a fleet.
 
-    `token_share_ratio` is its share of all output tokens, 0..1; None if any engine's were not
-    counted or there were none. `limit` is the regime that limited it at its peak, else its most
-    frequent one.
+    `token_share_ratio` is its share of all output tokens, 0..1; None if any engine's tokens were
+    not counted, or there were none. `limit` is the regime that limited it at its peak, else its
+    most frequent one.
     """
 
     engine: str
@@ -64,8 +64,8 @@ def model_rows(
 ) -> tuple[ModelRow, ...]:
     """The models of a fleet, worst first: by engines at a limit, then by the cost of idle time.
 
-    `charged` is the bill by model, `parts` its shares by model and engine; the others are by model
-    too. Empty for no parts.
+    `charged` is the bill by model, `parts` its shares by model and engine; `engines` and `ttft_p95`
+    are by model too. Empty without parts.
     """
     shares = _token_shares({name: list(own.values()) for name, own in parts.items()})
     rows = [
@@ -90,7 +90,7 @@ def engine_rows(
 ) -> tuple[EngineRow, ...]:
     """The engines of a bill, worst first: by their limit, then by the cost of idle time.
 
-    `parts` are those of the bill, `ttft_p95` is by engine. Empty for no engine.
+    `parts` are those of the bill, `ttft_p95` is by engine. Empty without engines.
     """
     limits = {fit.engine: fit.bottleneck or fit.regime for fit in fits}
     shares = _token_shares({name: [part] for name, part in parts.items()})
@@ -110,7 +110,7 @@ def engine_rows(
 
 
 def _token_shares(parts: Mapping[str, Sequence[CostShare]]) -> dict[str, float | None]:
-    """The share of output tokens of each, 0..1; None if any was not counted or there were none."""
+    """Each one's share of all output tokens, 0..1; None if any count is missing or all are 0."""
     tokens = {name: [one.usage.generation_tokens for one in own] for name, own in parts.items()}
     if any(each is None for own in tokens.values() for each in own):
         return dict.fromkeys(tokens)
@@ -126,5 +126,5 @@ def _badness(row: EngineRow) -> tuple[int, float, str]:
 
 
 def _usd(amount: Estimate) -> float:
-    """Its middle, else its lower bound, else 0."""
+    """The middle of the amount, else its lower bound, else 0."""
     return next((end for end in (amount.mid, amount.low) if end is not None), 0.0)

@@ -1,11 +1,11 @@
 """Waits for one of `servers` slots: M/M/c exactly, M/G/c and GI/G/c approximately.
 
-A slot is anything that serves one request at a time: a whole replica, or one of its running places.
-An LLM engine slows down as it fills, so a fixed service time is only right at the load where it was
-measured; the step simulator does not have this limit. Sources: Erlang (1917) for M/M/c; Allen,
-"Probability, Statistics, and Queueing Theory" (2nd ed. 1990), Allen-Cunneen for GI/G/c; Kimura,
-"Approximations for multi-server queues: system interpolations" (Queueing Systems 17, 1994) for
-M/G/c, with Cosmetatos' M/D/c as capped by Whitt, "Approximations for the GI/G/m queue" (POM 2,
+A slot is anything that serves one request at a time: a whole replica, or one place in its running
+batch. An LLM engine slows down as it fills, so a fixed service time is only right at the load where
+it was measured; the step simulator does not have this limit. Sources: Erlang (1917) for M/M/c;
+Allen, "Probability, Statistics, and Queueing Theory" (2nd ed. 1990), Allen-Cunneen for GI/G/c;
+Kimura, "Approximations for multi-server queues: system interpolations" (Queueing Systems 17, 1994)
+for M/G/c, with Cosmetatos' M/D/c as capped by Whitt, "Approximations for the GI/G/m queue" (POM 2,
 1993).
 """
 
@@ -57,7 +57,7 @@ class Queue:
     method: Method = "kimura"
 
     def __post_init__(self) -> None:
-        """Raise InputError if there is no such queue."""
+        """Raise InputError for impossible values."""
         if self.servers < 1:
             raise InputError(f"A queue needs 1 server or more; got {self.servers}.")
         for name in ("arrivals_per_second", "service_mean_seconds", "service_cv2", "arrival_cv2"):
@@ -77,7 +77,7 @@ class Queue:
 
     @property
     def utilization_ratio(self) -> float:
-        """Offered load ÷ slots; there is no steady state from 1 up."""
+        """Offered load ÷ slots; from 1 up there is no steady state."""
         return self.offered_load / self.servers
 
     @property
@@ -87,7 +87,7 @@ class Queue:
 
     @property
     def wait_probability(self) -> float:
-        """The probability of waiting at all, 0..1: Erlang C's; 1 if unstable."""
+        """The probability that a request has to wait, 0..1, by Erlang C; 1 if unstable."""
         return erlang_c(self.servers, self.offered_load)
 
     @property
@@ -101,9 +101,9 @@ class Queue:
         return self._kimura_seconds(exponential)
 
     def wait_quantile_seconds(self, q: float) -> float | None:
-        """The `q` quantile of the wait; 0 if that share does not wait, None if unstable.
+        """The `q` quantile of the wait; 0 if at least that share does not wait, None if unstable.
 
-        Waits of those who wait are assumed to be exponential, which is exact for M/M/c.
+        Among requests that wait, waits are assumed to be exponential, which is exact for M/M/c.
         """
         if not 0 <= q < 1:
             raise InputError(f"A quantile lies in 0 <= q < 1; got {q}.")
@@ -132,15 +132,15 @@ class Queue:
 
 
 def _constant_service_factor(servers: int, utilization: float) -> float:
-    """M/D/c's mean wait over M/M/c's (Cosmetatos 1975, capped as in Whitt 1993); 1/2 for c = 1."""
+    """M/D/c's mean wait ÷ M/M/c's (Cosmetatos 1975, capped as in Whitt 1993); 1/2 for c = 1."""
     excess = (1 - utilization) * (servers - 1) * (math.sqrt(4 + 5 * servers) - 2)
     return (1 + min(0.24, excess / (16 * servers * utilization))) / 2
 
 
 def servers_needed(queue: Queue, *, q: float, limit_seconds: float) -> int | None:
-    """The fewest servers, at this load, whose `q` quantile of the wait is within `limit_seconds`.
+    """The fewest servers that keep the `q` quantile of the wait within `limit_seconds`.
 
-    `queue.servers` is ignored. None if 100,000 are not enough.
+    The load is that of `queue`; `queue.servers` is ignored. None if 100,000 are not enough.
     """
     fewest = max(1, math.floor(queue.offered_load) + 1)
 

@@ -1,24 +1,24 @@
-"""Whether a number of replicas keeps up: a window's busiest arrivals, replayed.
+"""Replays a window's busiest arrivals to see whether a number of replicas keeps up.
 
 The algorithm:
 
-1. The arrivals in each step are the requests that finished in it, plus the change in the requests
-   present over it. Within a step they arrive at random; their lengths are drawn from the histograms
-   of prompts and answers.
-2. The server is a step-level model (`vllm_simulator`) whose output at its limit is the capacity of
-   a replica, with the same number of running requests. The growth of its steps up to there is
-   fitted to the inter-token latencies of the window; the time of a prompt to its prefill time. If
-   the capacity is a lower bound, the model's maximum is that bound, with any number running: less
-   than what was seen.
-3. The fitted line must be near the latencies of the window, else there is no replay.
+1. The arrivals in each step are the requests that finished in it, plus the change in running and
+   waiting requests over it. Within a step they arrive at random; their lengths are drawn from the
+   histograms of prompt and output lengths.
+2. The server is a step-level model (`vllm_simulator`). At its limit it has the output and the
+   running requests of a replica at capacity. How its steps lengthen up to there is fitted to the
+   window's inter-token latencies, its time per prompt to the prefill times. If the capacity is a
+   lower bound, the model's output stays below that bound however many requests run, so it is slower
+   than the server was.
+3. The fitted line must be near the window's latencies, else there is no replay.
 4. One replica gets each request with a probability of 1 ÷ replicas, as with a random load balancer.
-   At least a quarter of an hour is replayed, around the busiest time, after a lead time.
-5. It keeps up if no more output is demanded than the capacity, 95 % of its requests wait at most a
-   second, and the p95 latencies are within the targets. Tried with the low end of the capacity and,
-   if that fails, with the high one.
+   At least a quarter of an hour around the busiest time is replayed, after a warm-up.
+5. It keeps up if the output demanded does not exceed the capacity, 95 % of its requests wait no
+   longer than one second, and the p95 latencies meet the targets. The low end of the capacity is
+   tried first and, if that fails, the high end.
 
-A failure to keep up is only trusted if the capacity is not a bound, and the model keeps up on the
-actual number of replicas: otherwise it is the model that fails.
+A failure to keep up is only trusted if the capacity is not a bound, and the model keeps up with the
+actual number of replicas: otherwise the model is at fault.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _QUANTILE = 0.95
 _LEAD_SECONDS = 300.0
 _MIN_SECONDS, _MAX_SECONDS = 900.0, 3600.0
 _MAX_STEPS = 50_000  # per engine and replay: takes about a second
-_MIN_REQUESTS, _MAX_REQUESTS = 20.0, 40_000.0  # the maximum takes some seconds
+_MIN_REQUESTS, _MAX_REQUESTS = 20.0, 40_000.0  # the maximum takes a few seconds
 _MIN_RUNNING = 0.5
 _MIN_STEPS = 5
 _LIKE = 1.3
@@ -66,11 +66,11 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Served:
-    """A window's data on the replicas of one model, which are treated as alike.
+    """A window's data on the replicas of one model, which are treated as identical.
 
-    `steps` as in `STEP_SCHEMA`; `capacity` is of one replica, output tokens/s without a target, and
-    `running` its requests running at that capacity. `prefill_seconds` is the mean per request,
-    `computed_ratio` the share of prompt tokens not taken from a cache, 0..1.
+    `steps` as in `STEP_SCHEMA`; `capacity` is the output tokens/s of one replica, ignoring latency
+    targets, and `running` its running requests at that capacity. `prefill_seconds` is the mean per
+    request, `computed_ratio` the share of prompt tokens that did not come from a cache, 0..1.
     """
 
     steps: pl.DataFrame
@@ -94,11 +94,11 @@ def served(
     time_range: TimeRange,
     slo: Slo,
 ) -> Served:
-    """The traffic of these engines (by name): lengths of prompts and outputs, and prefill time.
+    """The traffic of these engines (by name): prompt and output lengths, and prefill time.
 
-    `steps` are theirs alone, `capacity` and `running` are of one of them; rows of other engines in
-    `histograms`, and in `counters` (from `traffic.counter_increases`), are left out. Lengths and
-    the prefill time are None if no histogram has them.
+    `steps` must be those of these engines only, `capacity` and `running` those of one engine; rows
+    of other engines in `histograms`, and in `counters` (from `traffic.counter_increases`), are
+    ignored. Lengths and prefill time are None if no histogram has them.
     """
     names = set(engines)
     own = [one for one in histograms if one.engine_name in names]
@@ -126,10 +126,10 @@ def served(
 
 @dataclass(frozen=True, repr=False)
 class Replay(Record):
-    """How the arrivals around the busiest time fared on `replicas`, at one end of the capacity.
+    """The result of replaying the busiest arrivals on `replicas`, at one end of the capacity.
 
-    `output_tokens_per_second` is that end, for one replica. Latencies are p95 of the requests that
-    arrived from `start` on for `seconds`; `requests` of them came to the simulated replica.
+    `output_tokens_per_second` is that end, for one replica. Latencies are the p95 over requests
+    that arrived within `seconds` after `start`; the simulated replica received `requests` of them.
     """
 
     replicas: int
@@ -146,14 +146,14 @@ class Replay(Record):
 
 @dataclass(frozen=True)
 class _Arrivals:
-    """Arrivals at all replicas in each step, in order of time."""
+    """Arrivals at all replicas in each step, in time order."""
 
     starts: Floats  # seconds since the epoch
     seconds: Floats
     counts: Floats
 
     def drawn(self, begin: float, end: float, share: float, rng: np.random.Generator) -> Floats:
-        """Arrival times up to `end` in seconds since `begin`, each with chance `share`."""
+        """Random arrival times up to `end`, in seconds since `begin`; `share` of them are kept."""
         ends = self.starts + self.seconds
         inside = np.clip(np.minimum(ends, end) - np.maximum(self.starts, begin), 0.0, None)
         counts = rng.poisson(self.counts * share * inside / self.seconds)
@@ -171,16 +171,16 @@ def replays(
     scale: float = 1.0,
     is_sure: bool = True,
 ) -> tuple[Replay, ...]:
-    """The replays on `replicas`, adding one at a time until they keep up, up to `most`.
+    """Replays on `replicas` and on one more at a time until they keep up, up to `most`.
 
-    A number keeps up if it does with the low end of the capacity or, unless `is_sure`, only with
-    the high end: then that replay follows the failed one. At most three numbers are tried.
-    `busiest` is the start of the busiest time; arrivals are multiplied by `scale`.
+    A number of replicas keeps up if it does so at the low end of the capacity. Unless `is_sure`,
+    the high end alone is enough: then that replay follows the failed one. At most three numbers are
+    tried. `busiest` is the start of the busiest time; arrivals are multiplied by `scale`.
 
     Empty if the window lacks data: lengths, latencies that the model matches, arrivals in steps
-    without gaps and enough of them for a p95, a capacity and its running requests; or if a target
-    is for a latency that the model does not have. Also empty if the capacity is a lower bound with
-    which they do not keep up: that proves nothing.
+    without gaps (enough for a p95), a capacity and its running requests; or if a target is for a
+    latency that the model does not have. Also empty if they do not keep up at a capacity that is a
+    lower bound, because that proves nothing.
     """
     arrivals = _arrivals(served.steps)
     is_replayable = served.slo.targets.keys() <= {one.name for one in fields(Replay)}
@@ -205,12 +205,12 @@ def replays(
 def _is_conclusive(
     served: Served, arrivals: _Arrivals, model: _Model | None, busiest: datetime
 ) -> bool:
-    """Whether a failed replay is meaningful: the model keeps up on the actual replica count."""
+    """Whether a failed replay is meaningful: the model keeps up with the actual replica count."""
     if not served.capacity.is_known:
         return False
     running = served.steps.group_by("instance", "engine").agg(pl.col("running_mean").sum())
     loads = running["running_mean"].drop_nulls().to_numpy()
-    # The effective number of replicas by load: of two with one idle, it is 1.
+    # The effective number of replicas by load: 1 if one of two is idle.
     if not loads.any():
         return False
     there = float(loads.sum() ** 2 / (loads**2).sum())
@@ -219,7 +219,7 @@ def _is_conclusive(
 
 
 def enough(tried: Sequence[Replay]) -> int | None:
-    """The replicas that kept up, else one more than the most tried; None without a replay."""
+    """The replica count that kept up, else the highest one tried plus 1; None without a replay."""
     if not tried:
         return None
     last = tried[-1]
@@ -228,7 +228,7 @@ def enough(tried: Sequence[Replay]) -> int | None:
 
 @dataclass(frozen=True)
 class _Model:
-    """A replica as the simulator takes it, the output at its limit, and how to draw requests."""
+    """A replica as the simulator's config, its output at the limit, and its request lengths."""
 
     output_tokens_per_second: float
     config: EngineConfig
@@ -303,9 +303,9 @@ def _latency_steps(steps: pl.DataFrame) -> tuple[Floats, Floats] | None:
 
 
 def _base_seconds(steps: pl.DataFrame, places: int, at_limit: float) -> float | None:
-    """A step's time without requests: least squares for the line through its time at the limit.
+    """The step time without requests: a least-squares line through the step time at the limit.
 
-    None if few steps have an inter-token latency, or the line is not near most of them.
+    None if too few steps have an inter-token latency, or the line is not near most of them.
     """
     seen = _latency_steps(steps)
     if seen is None:
@@ -341,7 +341,7 @@ def _drawn(of: Distribution, count: int, rng: np.random.Generator) -> Floats:
 
 
 def _arrivals(steps: pl.DataFrame) -> _Arrivals | None:
-    """Arrivals in each step at all engines together; None without a step.
+    """Arrivals in each step, summed over all engines; None without a step.
 
     Steps with a gap have no data and are left out; `_period` limits how many there may be.
     """
@@ -356,7 +356,7 @@ def _arrivals(steps: pl.DataFrame) -> _Arrivals | None:
     )
     if together.is_empty():
         return None
-    # A negative step means that clients left the queue, so earlier arrivals are reduced.
+    # A negative number means that clients left the queue, so earlier arrivals are reduced.
     total = np.maximum.accumulate(np.cumsum(together["came"].to_numpy()).clip(0.0))
     return _Arrivals(
         starts=together["start"].dt.epoch("us").to_numpy() / 1e6,
@@ -366,7 +366,7 @@ def _arrivals(steps: pl.DataFrame) -> _Arrivals | None:
 
 
 def _arrivals_at(steps: pl.DataFrame) -> pl.DataFrame:
-    """Arrivals at one engine: start and seconds of each step without a gap, and how many came."""
+    """Arrivals at one engine: start and seconds of each step without a gap, and its arrivals."""
     seconds = (pl.col("end") - pl.col("start")).dt.total_microseconds() / 1e6
     there = pl.col("running_mean") + pl.col("waiting_mean")
     return (
@@ -385,10 +385,10 @@ def _arrivals_at(steps: pl.DataFrame) -> pl.DataFrame:
 def _period(
     arrivals: _Arrivals, busiest: datetime, share: float, model: _Model
 ) -> tuple[float, float] | None:
-    """Start and end of the judged time, in seconds since the epoch: around the busiest time.
+    """Start and end of the evaluated time around the busiest time, in seconds since the epoch.
 
     None if arrivals are unknown for much of it or, given their `share`, too few for a p95 or too
-    many to be replayed in some seconds.
+    many to replay in a few seconds.
     """
     most = _MAX_STEPS * model.least_step_seconds - _LEAD_SECONDS
     length = min(max(most, _MIN_SECONDS), _MAX_SECONDS)
@@ -456,7 +456,7 @@ def _replay(
 
 
 def _since(request: EngineRequest, at: float | None, now: float) -> float:
-    """The time from its arrival to `at`, or to `now` if that has not happened yet."""
+    """The time from the request's arrival to `at`, or to `now` if that has not happened yet."""
     return (now if at is None else at) - request.spec.arrival_seconds
 
 

@@ -3,14 +3,13 @@
 Replicas = ceil(demand at the given percentile ÷ (SLO capacity × (1 − headroom))), plus spares for
 failures (N + k). To cover demand that grows while a replica starts, sizing uses the demand at the
 end of the start-up time. The M/G/c check treats replicas as servers with Poisson arrivals at that
-demand, in steady state: waits in bursts inside a step are longer than it says.
+demand, in steady state: waits in bursts within a step are longer than its estimate.
 
-Also for how long a number of replicas is enough: what they carry, and when growing demand exceeds
-it.
+Also the runway: the load that a number of replicas carries, and when growing demand exceeds it.
 
 `n` replicas carry (n − spares) × capacity × (1 − headroom), divided by the growth of demand while a
-replica starts: the sizing rule in reverse. Months assume a given, steady growth; they are
-arithmetic on that assumption, not a forecast.
+replica starts: the sizing rule in reverse. Months assume a given, steady growth: they are
+arithmetic, not a forecast.
 """
 
 from __future__ import annotations
@@ -39,9 +38,9 @@ _NEARLY = 0.05  # of a replica: an engine's presence may differ from the window 
 
 @dataclass(frozen=True, repr=False)
 class Policy(Record):
-    """How careful to be: headroom 0..1, spare replicas, start-up and growth.
+    """The safety margins of a sizing: headroom 0..1, spare replicas, start-up time and growth.
 
-    `growth_per_hour` is the fastest rise of demand, as a share of the demand, per hour.
+    `growth_per_hour` is the fastest growth of demand per hour, as a share of demand.
     """
 
     headroom_ratio: float = 0.2
@@ -99,7 +98,7 @@ def percentile_demand(rates: Sequence[float | None], quantile: float) -> Estimat
 
 
 def demand_seen(steps: pl.DataFrame, quantile: float) -> Estimate:
-    """Finished requests per second at that quantile of the steps, added over engines.
+    """Finished requests per second at that quantile of the steps, summed over engines.
 
     vLLM counts no arrivals, so a queue hides demand: if requests waited in the busiest steps, the
     basis says that actual demand may have been higher. `steps` as in `STEP_SCHEMA`.
@@ -127,10 +126,10 @@ def demand_seen(steps: pl.DataFrame, quantile: float) -> Estimate:
 
 
 def replicas(demand: Estimate, capacity: Estimate, policy: Policy) -> Estimate:
-    """Replicas for a demand, both in one unit; whole numbers; spares included.
+    """The whole number of replicas for a demand (in the capacity's unit), spares included.
 
-    More demand never needs fewer, more capacity never more. Zero demand needs only the spares.
-    Unknown if either is unknown or the capacity may be zero.
+    More demand never needs fewer replicas, more capacity never needs more. Zero demand needs only
+    the spares. Unknown if either is unknown or the capacity may be zero.
     """
     each = capacity.scaled(1 - policy.headroom_ratio)
     load = demand.scaled(policy.lead_factor)
@@ -147,9 +146,9 @@ def replicas(demand: Estimate, capacity: Estimate, policy: Policy) -> Estimate:
 
 @dataclass(frozen=True)
 class BusyTime:
-    """The demand on all engines at the busiest: output tokens/s, from the busiest hour to the peak.
+    """The highest demand on all engines, output tokens/s: from the busiest hour to a shorter peak.
 
-    `peak_start` is the start of the shorter time that the high end comes from, `peak_seconds` its
+    `peak_start` is the start of the shorter peak, which sets the high end, `peak_seconds` its
     length; None if nothing was observed.
     """
 
@@ -160,7 +159,7 @@ class BusyTime:
 
 @dataclass(frozen=True)
 class Pool:
-    """The replicas of one model: their number, their highest demand, the capacity of one.
+    """The replicas of one model: their number, their highest demand, the capacity per replica.
 
     Capacity in output tokens/s, `usd_per_hour` per replica. `served` is the input of a replay; None
     if there is none.
@@ -175,10 +174,10 @@ class Pool:
 
 @dataclass(frozen=True, repr=False)
 class ModelSurplus(Figures):
-    """How many replicas of one model could be removed, and when the others are needed.
+    """How many replicas of one model could be removed, and when the rest were needed.
 
     The busiest `busiest_seconds` began at `busiest_start`; None if nothing was observed. `replays`
-    show how its arrivals fared on fewer replicas, the last one on those that stay. Empty if none
+    are replays of its arrivals on fewer replicas, the last one on those that remain; empty if none
     can certainly be removed, or the window does not have enough data for a replay.
     """
 
@@ -198,7 +197,7 @@ class Surplus(Figures):
     """How many of the replicas could be removed, and what that saves: bounds, or an interval.
 
     `replicas` is their average number, `needed_replicas` what the busiest time required under
-    `policy`. If several models are served, each keeps its own replicas, and all are added.
+    `policy`. If several models are served, each keeps its own replicas, and the numbers are added.
     """
 
     replicas: float
@@ -212,7 +211,7 @@ class Surplus(Figures):
 
 
 def surplus(pools: Mapping[str, Pool], policy: Policy) -> Surplus:
-    """How many replicas the busiest time did not need, over the pools and by model.
+    """How many replicas the busiest time did not need, in total and by model.
 
     The policy's spares and headroom are kept, and at least one replica of each model, even without
     demand. Unknown without pools. `replica_output_tokens_per_second` is the mean over all replicas.
@@ -255,7 +254,7 @@ def _model_surplus(pool: Pool, policy: Policy) -> ModelSurplus:
 
 
 def _tried(pool: Pool, needed: Estimate) -> tuple[Replay, ...]:
-    """Replays on the upper bound of what is needed, if that is fewer than there are."""
+    """Replays on the upper bound of the replicas needed, if that is fewer than exist."""
     if pool.served is None or needed.high is None or needed.high >= _there(pool):
         return ()
     return replays(
@@ -267,9 +266,9 @@ def _tried(pool: Pool, needed: Estimate) -> tuple[Replay, ...]:
 
 
 def at_least_enough(needed: Estimate, tried: Sequence[Replay], *, is_sure: bool = True) -> Estimate:
-    """The replicas needed, with a high end of at least what kept up in the replays (`replays`).
+    """The replicas needed, with a high end of at least the number that kept up in `replays`.
 
-    Unless `is_sure`, the middle is raised too: then not even the high end of the capacity kept up.
+    Unless `is_sure`, the middle is raised too, as not even the capacity's high end kept up.
     """
     count = enough(tried)
     least = tried[0].replicas if tried else 0
@@ -300,7 +299,7 @@ def _there(pool: Pool) -> int:
 
 
 def one_of(prices: Sequence[Estimate]) -> Estimate:
-    """The price of any one of several: their mean, from the lowest to the highest.
+    """The price of one replica among several: their mean, with the lowest and highest as ends.
 
     Unknown if any is unknown.
     """
@@ -322,8 +321,8 @@ def busiest(steps: pl.DataFrame, *, is_latency_bound: bool) -> BusyTime:
     """The output tokens/s demanded of all engines in the busiest hour, and in a shorter peak.
 
     The shorter peak is the busiest quarter of an hour, or the busiest minute if latency targets
-    must be met throughout or less than two hours were observed. Requests that waited then count as
-    demand. `steps` as in `STEP_SCHEMA`; times are clock hours and minutes, averaged over their
+    must be met throughout or less than two hours were observed. Requests waiting at that time count
+    as demand. `steps` as in `STEP_SCHEMA`; times are clock hours and minutes, averaged over their
     observed part. Unknown if no step observed output.
     """
     seconds_of = (pl.col("end") - pl.col("start")).dt.total_microseconds() / 1e6
@@ -355,7 +354,7 @@ def busiest(steps: pl.DataFrame, *, is_latency_bound: bool) -> BusyTime:
 
 
 def _most(together: pl.DataFrame, seconds: float, tokens: pl.Expr) -> tuple[float, datetime]:
-    """The highest rate of any clock-aligned time of that length, and the start of the first."""
+    """The highest rate in any clock-aligned period of that length, and when the first began."""
     rates = together.group_by(
         pl.col("start").dt.truncate(f"{seconds:.0f}s"), maintain_order=True
     ).agg(rate=tokens / pl.col("seconds").sum())
@@ -395,7 +394,7 @@ def usual_cases(
     output_tokens: float | None = None,
     is_kv_limited: bool = False,
 ) -> dict[str, Change]:
-    """Common what-if cases. Longer prompts and caching do not change how many requests come.
+    """Common what-if cases. Longer prompts and caching do not change how many requests arrive.
 
     *Time*, with `prefill_share` p of engine time spent on prompts, 0..1, and a share h of prompt
     tokens found cached: prompts twice as long leave 1 ÷ (1 + p) of the capacity, caching off 1 ÷ (1
@@ -406,9 +405,9 @@ def usual_cases(
     leave (I + O/2) ÷ (2 I + O/2); caching off, where each cached token needs a block of its own,
     leaves ((1 − h) I + O/2) ÷ (I + O/2).
 
-    The tighter of the two counts. The KV share is a worst case: it assumes that output falls in
+    The tighter of the two applies. The KV share is a worst case: it assumes that output falls in
     proportion to the running requests (less if the curve is flat), and that every cached token was
-    shared with a request running at the same time. Latencies also grow: targets are not applied
+    shared with a request running at the same time. Latencies also grow, but targets are not applied
     again.
     """
     if not 0 <= prefill_share <= 1:
@@ -428,7 +427,7 @@ def usual_cases(
 def _kv_share(
     prompt_tokens: float | None, output_tokens: float | None, before: float, after: float
 ) -> float | None:
-    """KV tokens per request before ÷ after: that factor × its prompt, plus half its output."""
+    """KV tokens per request, before ÷ after: the factor × its prompt, plus half its output."""
     if prompt_tokens is None or output_tokens is None or prompt_tokens + output_tokens <= 0:
         return None
     half = output_tokens / 2
@@ -446,7 +445,7 @@ class QueueCheck(Record):
     """The result of an M/G/c queue for a number of replicas at a demand.
 
     `wait_seconds` is the wait at the given quantile, None if the queue is unstable;
-    `replicas_needed` the fewest that meet the limit, without spares.
+    `replicas_needed` the lowest number that meets the limit, without spares.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {"utilisation_ratio": "utilization_ratio"}
@@ -469,10 +468,10 @@ def queue_check(
     quantile: float = 0.95,
     service_cv2: float = 1.0,
 ) -> QueueCheck:
-    """Check a sizing with an M/G/c queue whose servers are the running places of all replicas.
+    """Check a sizing with an M/G/c queue whose servers are all places in running batches.
 
-    A place serves one request in (running at capacity ÷ capacity) seconds, by Little's law: both
-    must be of the same load.
+    By Little's law, a place serves one request in (running at capacity ÷ capacity) seconds, so both
+    must be from the same load.
     """
     if min(capacity_requests_per_second, running_at_capacity) <= 0 or replicas < 1:
         raise InputError("A queue check needs capacity, running requests and replicas above 0.")
@@ -495,16 +494,16 @@ def queue_check(
 
 
 def _whole(needed: float) -> int:
-    """Rounded up, ignoring the error of a division: 3.0000000001 replicas are 3."""
+    """Rounded up, ignoring the rounding error of a division: 3.0000000001 replicas are 3."""
     return math.ceil(needed * (1 - 1e-12))
 
 
 @dataclass(frozen=True)
 class Runway:
-    """What a number of replicas carries.
+    """The load that a number of replicas can carry.
 
     `carried` is in the unit of the capacity, `times_demand` a multiple of today's demand, `months`
-    the time until demand reaches it: below 0 if it already has, unknown without growth.
+    the time until demand reaches it: negative if it already has, unknown without growth.
     """
 
     replicas: int

@@ -1,4 +1,4 @@
-"""The share of a capacity that is used, and what is left of it."""
+"""The share of a capacity in use (utilization), and the share left over (headroom)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ def utilization(output_tokens_per_second: float | None, capacity: Estimate) -> E
 
     Capped at 1: a rate above the extrapolated capacity means that the capacity is at least that
     rate. Exactly 0 if nothing was generated, whatever the capacity; an upper bound if the capacity
-    is a lower bound. Unknown for None: generated tokens were not counted, or not by this label.
+    is a lower bound. Unknown if the rate is None: generated tokens were not counted, or not by this
+    label.
     """
     if output_tokens_per_second == 0:
         return Estimate.exact(0.0, "nothing was generated")
@@ -27,5 +28,5 @@ def utilization(output_tokens_per_second: float | None, capacity: Estimate) -> E
 
 
 def headroom(used: Estimate) -> Estimate:
-    """The share of the capacity that is left: 1 − utilization, so exactly 1 for an idle window."""
+    """The unused share of the capacity: 1 − utilization, so exactly 1 for an idle window."""
     return used.map(lambda share: 1 - share, is_decreasing=True)
