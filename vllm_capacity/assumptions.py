@@ -85,7 +85,7 @@ class Slo:
 
 
 TARGETS: Mapping[str, Target] = {one.name: Target(one.name, **one.metadata) for one in fields(Slo)}
-"""The latency targets that can be given, by the name of their field."""
+"""The latency targets that can be given, by field name."""
 
 _BY_WORD = {word: name for name, one in TARGETS.items() for word in (name, one.short)}
 

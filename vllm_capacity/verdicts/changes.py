@@ -46,9 +46,9 @@ from vllm_capacity.record import Record
 CONFIDENCE = 0.99
 """The confidence of each interval; together the figures' intervals hold 19 times in 20."""
 MIN_BLOCKS = 5
-"""Minimum per side: fewer do not show how times differ."""
+"""The minimum per side: fewer blocks do not show how much they vary."""
 FOUND = 0.9
-"""How often a change as large as `detectable_change_ratio` is found."""
+"""The probability of finding a change as large as `detectable_change_ratio`."""
 _BLOCKS = 8  # per side
 _KNOTS = 4
 _MIN_STEPS = 20  # per side

@@ -24,7 +24,7 @@ from vllm_capacity.facts.prices import NO_PRICE
 from vllm_capacity.verdicts.utilization import NOT_REACHED, headroom, utilization
 
 OUTPUT_TOKEN_WEIGHT = 4.0
-"""The weight of an output token relative to an input token if no seconds were measured (1:4)."""
+"""The weight of an output token relative to an input token (1:4) if engine time is unknown."""
 _FALLING = (  # as more is served
     "idle_usd",
     "usd_per_request",

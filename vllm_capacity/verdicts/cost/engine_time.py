@@ -33,10 +33,10 @@ from vllm_capacity.figures.steps import Schema, engine_frames
 Floats = NDArray[np.float64]
 
 COMPONENTS = ("prefill", "decode", "steps", "memory")
-"""Prompt tokens; output tokens; the fixed part of steps; the KV cache held.
+"""Prompt tokens; output tokens; the fixed part of steps; the KV cache in use.
 
 The fixed part is shared by the requests that ran in a step. The last is the time to read the cache,
-and all of a step if the cache is the limit.
+plus the fixed part of steps in which the cache is the limit.
 """
 
 STRETCH_SCHEMA: Schema = {

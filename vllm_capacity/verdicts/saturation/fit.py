@@ -89,7 +89,7 @@ CURVE_SCHEMA: Schema = {
 MEASURED, EXTRAPOLATED, BORROWED = "measured", "extrapolated", "borrowed"
 BOUNDED, UNKNOWN = "bounded", "unknown"
 KINDS = (MEASURED, EXTRAPOLATED, BORROWED, BOUNDED, UNKNOWN)
-"""How a capacity was found; for a fleet, the least sure of its engines', or that it is a bound.
+"""How a capacity was found; for a fleet, the least certain kind of its engines, or bounded.
 
 Measured: a sustained plateau. Extrapolated: a curve that bends. Borrowed: from peers that serve the
 same model (peers.py). Bounded: what was observed is a lower bound. Or unknown.

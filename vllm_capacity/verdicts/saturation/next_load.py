@@ -37,7 +37,7 @@ _CASES = (0.25, 0.5, 0.25)
 """Probabilities that the peak is at the low end, the middle and the high end of its interval."""
 _ABOUT_AS_WELL = 1.02
 _WORTH = 0.97
-"""A load is worth testing if it would leave at most this share of the interval."""
+"""A load is worth testing if it would shrink the interval to this share or less."""
 _UNKNOWN_WIDTH = 4.0
 _PAST_LIMIT = 1.25
 _SEPARATE = 1.15

@@ -31,7 +31,7 @@ _CLEAR_ERRORS = 2.0
 _SURENESS = {kind: place for place, kind in enumerate(Kind)}
 
 Lenders = Mapping[str, Sequence[str]]
-"""For each engine, those that it may borrow from."""
+"""For each engine, the peers that it may borrow from."""
 
 
 def undisputed(

@@ -67,7 +67,7 @@ LIMITS = (KV, PREFILL, SCHEDULER)
 """The regimes in which the server, not its clients, sets the throughput."""
 
 KV_FULL_RATIO = 0.9
-"""From here on the KV cache counts as full, if requests wait or are preempted."""
+"""From this usage on, the KV cache counts as full if requests wait or are preempted."""
 
 BY_SEVERITY = (IDLE, CLIENT, UNKNOWN, SCHEDULER, PREFILL, KV)
 """The regimes, the most limiting last."""
