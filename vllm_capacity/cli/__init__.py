@@ -182,7 +182,7 @@ def _own_facts(given: Path | None) -> Path | None:
 
 @contextmanager
 def _open_output() -> Iterator[None]:
-    """Turn a pipe closed by its reader into our own error; click's exit code means an alert."""
+    """Turn a pipe closed by its reader into an InputError; click's exit code means an alert."""
     try:
         yield
     except BrokenPipeError:
@@ -193,7 +193,7 @@ def main() -> None:
     """Run the command line; an error ends it with a one-line message and its exit code.
 
     Searching for cycles among the objects of a thousand modules, while they are imported and again
-    at exit, would take a seventh of a short answer.
+    at exit, would take a seventh of a short command's time.
     """
     gc.set_threshold(_OBJECTS_PER_COLLECTION)
     atexit.register(gc.freeze)
@@ -229,7 +229,7 @@ def run(command: click.Command) -> None:
 
 
 def _of_the_system(number: int | None, words: str, path: object = None) -> str:
-    """What the operating system refused, where if it says so, and what to try on a full disk."""
+    """The operating system's error, its path if known, and what to do if a disk is full."""
     if number in (errno.ENOSPC, errno.EDQUOT):
         where = f" {path}" if path else ""
         return f"Cannot write{where}: {words}. Free some space, then run it again."
@@ -280,7 +280,7 @@ def _complain(message: str, exit_code: int) -> NoReturn:
 
 
 def _let_go(stream: io.TextIOBase | Any) -> None:  # noqa: ANN401
-    """Drop what a stream cannot take, or the interpreter would report it on exit."""
+    """Drop output that a stream cannot take; the interpreter would report it on exit."""
     try:
         stream.flush()
     except OSError:

@@ -1,4 +1,4 @@
-"""`vllm-capacity forecast`: the demand ahead, from a CSV of the demand so far."""
+"""`vllm-capacity forecast`: future demand, from a CSV of past demand."""
 
 from __future__ import annotations
 

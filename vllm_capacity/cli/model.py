@@ -1,4 +1,4 @@
-"""`model`: what a model takes in memory, and how many users fit, by arithmetic."""
+"""`model`: how much memory a model takes, and how many users fit, by arithmetic."""
 
 from __future__ import annotations
 

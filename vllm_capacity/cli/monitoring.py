@@ -97,7 +97,7 @@ def dashboard(usd_per_hour: float | None, gpus_per_engine: float, out: Path | No
 def _capacities(window: str | None, texts: tuple[str, ...]) -> dict[str, Estimate]:
     """The capacity of an engine by model: as given, else from the window.
 
-    Models of the window without one are reported on stderr.
+    Models of the window without a capacity are reported on stderr.
     """
     from vllm_capacity.render.exports.monitoring import ANY_MODEL
 

@@ -64,8 +64,8 @@ class Night:
                 "Days must be kept until they are compared with: --keep is shorter than --against "
                 "and --last together."
             )
-        # All days of a store have one resolution: by default that of a day's pull. Days from a
-        # Prometheus that are already stored were pulled in full.
+        # All days of a store have one resolution: by default that of a day's pull. Days already
+        # stored from a Prometheus were pulled in full.
         is_full = bool(source.is_full) if source.stream else source.is_full is not False
         return cls(
             source.pull_order(None, late, is_full=is_full),

@@ -159,7 +159,7 @@ def jupyter_job(job: Job) -> dict[str, object]:
 
 
 def nightly_notebook(job: Job) -> dict[str, object]:
-    """The notebook of the Jupyter job: it runs the report in the settings' folder, names its pages.
+    """The notebook of the Jupyter job: it runs the report in the settings' folder and names pages.
 
     A job runs in a folder of its own, so all paths are absolute. Its parameter `last` can be set
     for one run; jupyter-scheduler takes it as Python, with its quotes.

@@ -1,4 +1,4 @@
-"""`windows`: the windows that commands find by name, with what each holds."""
+"""`windows`: the windows that commands find by name, with their contents."""
 
 from __future__ import annotations
 

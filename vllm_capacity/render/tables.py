@@ -82,7 +82,7 @@ class Text:
 
 
 def csv_of(frame: pl.DataFrame) -> str:
-    """The frame as CSV: numbers at full precision, times in UTC; only a head if there are no rows.
+    """The frame as CSV: numbers at full precision, times in UTC; only a header if without rows.
 
     Text that a spreadsheet would run as a formula gets a leading apostrophe.
     """
@@ -161,7 +161,7 @@ class Cell:
 class Table:
     """Rows of cells under columns. `empty` is the sentence to show if there are no rows.
 
-    If it `is_sortable`, a page can sort it by clicks on its heads.
+    If it `is_sortable`, readers of a page can sort it by clicking a header.
     """
 
     columns: tuple[Column, ...]
@@ -203,7 +203,7 @@ class Table:
 
     @property
     def frame(self) -> pl.DataFrame:
-        """The values: one row per row, one column per named column; null if there is no value.
+        """The values: the same rows, one column per named column; null if there is no value.
 
         An estimate has four columns: its middle, then `…_low`, `…_high` and, if it has one,
         `…_unit`.
@@ -230,14 +230,14 @@ class Table:
         return caption + "\n".join([head, f"|{rule}|", *body]) + "\n"
 
     def to_csv(self) -> str:
-        """The values as CSV: numbers at full precision, times in UTC; a head if there are no rows.
+        """The values as CSV: numbers at full precision, times in UTC; only a header for no rows.
 
         Text that a spreadsheet would run as a formula gets a leading apostrophe.
         """
         return csv_of(self.frame)
 
     def to_parquet(self) -> bytes:
-        """The values as a Parquet file, with their types; a head if there are no rows."""
+        """The values as a Parquet file, with their types; only columns if there are no rows."""
         buffer = BytesIO()
         self.frame.write_parquet(buffer)
         return buffer.getvalue()
@@ -402,7 +402,7 @@ class _Layout:
 
     @property
     def text(self) -> str:
-        """Heads, a rule and the rows, without trailing spaces."""
+        """Headers, a rule and the rows, without trailing spaces."""
         beside, below = self._places
         widths = self._widths(beside)
         columns = [self.columns[index] for index in beside]
@@ -425,7 +425,7 @@ class _Layout:
         return (others, notes) if is_wide else (every, [])
 
     def _widths(self, shown: Sequence[int]) -> list[int]:
-        """Column widths by their cells; to fit, heads are wrapped first, then columns of words."""
+        """Column widths by their cells; to fit, headers are wrapped first, then text columns."""
         widths = [self._natural(index) for index in shown]
         heads = [self._least_head(index) for index in shown]
         words = [self._least(index) for index in shown]

@@ -138,7 +138,7 @@ def plan_text(analysis: Analysis, plan: Plan, *, width: int = _WIDTH) -> str:
 
 
 def fit_text(found: Saturation, *, width: int = _WIDTH) -> str:
-    """The capacity that a table of loads shows or allows to extrapolate, and its basis."""
+    """The capacity measured in, or extrapolated from, a table of loads, and its basis."""
     figures = (
         Figure("capacity", found.capacity, number, "output tokens/s"),
         Figure("reached at", found.capacity_running_requests, number, "running requests"),
@@ -241,7 +241,7 @@ def model_text(llm: Llm, *, dtype: str, kv_dtype: str, users: Estimate, width: i
 
 
 def forecast_text(found: Forecast, clock: Clock, *, title: str, width: int = _WIDTH) -> str:
-    """The demand ahead, a row per step, with the past coverage of its intervals.
+    """The forecast demand, a row per step, with the past coverage of its intervals.
 
     `clock` writes times as the file has them.
     """
@@ -310,7 +310,7 @@ def _paragraphs(sentences: Sequence[str], width: int) -> str:
 
 
 def _gpus(plan: Plan, width: int) -> str:
-    """The GPUs compared, the prices of our own and the best other one, and those not compared."""
+    """The GPUs compared, the prices of the current and the best other one, those not compared."""
     if not plan.options:
         return wrapped(f"No GPUs compared: {plan.options_reason}", width)
     known = plan.comparable
@@ -327,7 +327,7 @@ def _gpus(plan: Plan, width: int) -> str:
 
 
 def _fixed(llm: Llm) -> str:
-    """The memory that a request holds at any length."""
+    """The memory that a request takes whatever its length."""
     if llm.attention == "mixed":
         return f"sliding windows, full from {count(llm.sliding_window_tokens or 0)} tokens"
     return "state of its linear layers"
@@ -355,7 +355,7 @@ def _with_unit(value: float, unit: str) -> str:
 
 
 def _times(stamps: Sequence[float | str]) -> tuple[str, list[str]]:
-    """The head of a column of times, and its cells; plain numbers stay as in the file."""
+    """The header of a column of times, and its cells; plain numbers stay as in the file."""
     moments = [datetime.fromisoformat(stamp) for stamp in stamps if isinstance(stamp, str)]
     if not moments:
         return "from, as the file counts", [f"{stamp:,}" for stamp in stamps]

@@ -29,7 +29,7 @@ _COLUMNS = (
 
 
 def watch_text(found: FleetNow, *, width: int) -> str:
-    """The screen: its time, a row per engine, the total, and who does not respond."""
+    """The screen: its time, a row per engine, the total, and the servers that do not respond."""
     title = f"{moment(found.at)} · latency and cost over {hours(found.seconds / 3600)}"
     lines = [wrapped(f"{row.engine}: {row.trouble}", width) for row in found.engines if row.trouble]
     return "\n".join(

@@ -1,4 +1,4 @@
-"""Keeps servers' answers on disk, so that a killed pull can resume."""
+"""Caches servers' answers on disk, so that a killed pull can resume."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vllm_capacity.timerange import TimeRange
 
 @dataclass(frozen=True)
 class Step:
-    """How far a pull is: answers received, answers needed, and bytes transferred."""
+    """The progress of a pull: answers received, answers needed, and bytes transferred."""
 
     done: int
     total: int
@@ -25,9 +25,9 @@ class Step:
 
 @dataclass(frozen=True)
 class AnswerCache:
-    """Answers kept on disk by the hash of their question; without a folder, none are kept.
+    """Answers cached on disk by the hash of their query; without a folder, none are cached.
 
-    Only an answer that can no longer grow is kept: all its data had arrived by `now`, the start of
+    Only answers that can no longer grow are cached: all data had arrived by `now`, the start of
     the pull. The file name ends with the hash of the file's bytes.
     """
 
@@ -37,7 +37,7 @@ class AnswerCache:
     def frame(
         self, question: str, arrivals: TimeRange, ask: Callable[[], pl.DataFrame]
     ) -> pl.DataFrame:
-        """The answer to a question: from disk, or else from `ask` and then saved atomically."""
+        """The answer to a query: from disk, or else from `ask` and then saved atomically."""
         if self.folder is None or self.now is None or self.now < arrivals.end + SKEW:
             return ask()
         name = _hash(question.encode())

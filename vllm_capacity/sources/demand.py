@@ -29,7 +29,7 @@ _EPOCH_UNITS = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
 
 @dataclass(frozen=True)
 class Clock:
-    """How a file writes times: as numbers (`units_per_second`), or as ISO text like its latest."""
+    """How a file writes times: as numbers (`units_per_second`), or as ISO text like the latest."""
 
     units_per_second: float | None
     separator: str = "T"

@@ -157,7 +157,7 @@ class ScrapeReader:
         self.buffer.sample(series_id, scrape.ts_us, 1.0)
 
     def _reading(self, scrape: Scrape) -> tuple[TargetRows, Floats] | None:
-        """The values of a good scrape and the object that makes rows; None, with a note, if failed.
+        """The values of a good scrape and the object that makes rows; None, and a note, otherwise.
 
         Text is parsed only if its layout is not one of the target's recent ones.
         """

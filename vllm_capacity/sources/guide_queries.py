@@ -1,7 +1,7 @@
 """The queries and panels of Parseable's guide to vLLM metrics, as SQL that Parseable can run.
 
 The files in `sql/parseable` run as they are on a stream `vllm_metrics` written by a collector. The
-guide's published queries sum cumulative counters and take percentiles over bucket rows; ours take
+guide's published queries sum cumulative counters and take percentiles over bucket rows; these take
 counter increases, across restarts too, and estimate quantiles from bucket increases.
 """
 

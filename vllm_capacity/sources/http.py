@@ -1,4 +1,4 @@
-"""HTTP requests: failures as our own errors, retries, and clients whose every exchange ends.
+"""HTTP requests: errors of this package, retries, and clients that limit each exchange's time.
 
 A timeout in httpx limits a single read, so a server that sends a byte now and then never hits it.
 Here it limits the whole exchange, from the first address tried, through redirects, to the last
@@ -153,7 +153,7 @@ class _Until(float):
         return until
 
     def left(self, error: type[Exception]) -> float:
-        """The seconds that this step may still take; raises `error` if the time is up."""
+        """The seconds left for this step; raises `error` if the time is up."""
         rest = self.at - time.monotonic()
         if rest <= 0:
             raise error("timed out")
@@ -420,7 +420,7 @@ def gunzipped(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _decompressed(member: Any, data: bytes) -> tuple[bytes, bytes]:  # noqa: ANN401  zlib's own
-    """The decompressed piece, at most 1 MiB, and the input that is left."""
+    """The decompressed piece, at most 1 MiB, and the remaining input."""
     try:
         made = member.decompress(data, _PIECE_BYTES)
     except zlib.error as error:

@@ -20,7 +20,7 @@ Formats are recognized by their content, not by the file name:
 If a tool does not report running requests, they are computed by Little's law: requests per second ×
 mean end-to-end latency, at most the number of clients.
 
-A test with a given number of requests lasts longer than it sends, because its last requests have to
+A test with a given number of requests outlasts its sending time, because its last requests have to
 finish. So `offered_requests_per_second` is the offered requests over the sending time plus 1.5 ×
 the time to generate one request's tokens; a server that keeps up serves that rate.
 """

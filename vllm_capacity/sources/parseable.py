@@ -2,7 +2,7 @@
 
 Parseable's peculiarities, handled here: a wrong password is a 403, a missing right to a stream a
 400; times select by arrival and are truncated to the minute; flags go in the URL, never in the
-body; each line of a streamed answer is a list of rows; an error in mid-answer cuts the connection.
+body; each line of a streamed answer is a list of rows; an error midway cuts the connection.
 
 The client is passed in, with address, credentials and timeouts; requests only read.
 """
@@ -132,7 +132,7 @@ class Parseable:
         body: Row | None = None,
         seconds: float | None = None,
     ) -> Iterator[httpx.Response]:
-        """A successful response, to be read inside the `with`; failures become our own errors.
+        """A successful response, to be read inside the `with`; raises this package's errors.
 
         `seconds` overrides the client's timeout.
         """

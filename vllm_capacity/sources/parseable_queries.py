@@ -1,6 +1,6 @@
 """The SQL sent to Parseable: a survey, all points, or points downsampled to minutes on the server.
 
-Downsampling keeps the same as a rollup, per series, minute and run: first and last state, n, and
+Downsampling keeps what a rollup keeps, per series, minute and run: first and last state, n, and
 the minimum, maximum and sum of a gauge. A run ends when a counter drops (for a histogram: its sum
 or any bucket), and when another process answers, since its counter may have passed the old value
 within the minute. Window functions order points by sample time; a point sent twice counts once.
@@ -8,7 +8,7 @@ within the minute. Window functions order points by sample time; a point sent tw
 Values that follow from others are not sent: a last state equal to the first, a maximum equal to
 the minimum, the sum of a constant, a series' labels more than once per hour; of buckets only the
 increases. Times are milliseconds, Parseable's resolution, computed from the epoch, because
-Parseable takes a time literal, compared with any column, for a bound on arrival.
+Parseable treats a time literal, compared with any column, as a bound on arrival.
 
 Also here: the names of Parseable's columns by version, and the SQL that reads them.
 

@@ -55,7 +55,7 @@ class _Series(msgspec.Struct):
 
 
 class _TypedSeries(msgspec.Struct):
-    """The same, its samples as (Unix seconds, number as text)."""
+    """The same, with samples as (Unix seconds, number as text)."""
 
     metric: dict[str, str]
     values: list[tuple[_UnixSeconds, str]] = []
@@ -90,9 +90,9 @@ class _Matrix(msgspec.Struct, Generic[_Data], rename="camel"):
 
 @dataclass(frozen=True)
 class Samples:
-    """Raw samples of some series, end to end, and the server's warnings of incomplete answers.
+    """Raw samples of some series, concatenated, and the server's warnings of incomplete answers.
 
-    `lengths` says how many of them each series has.
+    `lengths` has the number of samples of each series.
     """
 
     metrics: list[dict[str, str]]
@@ -105,8 +105,8 @@ class Samples:
 def _read_matrix(content: bytes, at: str) -> Samples:
     """The samples in an answer; SourceError if it is not an answer of Prometheus.
 
-    An object per sample is most of what reading costs, so numbers are read as one list. That takes
-    numbers that are spelled as in JSON, which infinity is not.
+    An object per sample would take most of the reading time, so numbers are read as one list. If
+    one is not valid in JSON (infinity), samples are read as objects after all.
     """
     found = decoded(content, _Success[_Matrix[_Series]], at=at, dialect="Prometheus")
     series = found.data.result
@@ -124,7 +124,7 @@ def _read_matrix(content: bytes, at: str) -> Samples:
 
 
 def _flat_numbers(texts: Sequence[bytes]) -> NDArray[np.float64] | None:
-    """All numbers of lists of `[seconds,"value"]`, in order; None if the lists look otherwise."""
+    """All numbers of lists of `[seconds,"value"]`, in order; None if they have another form."""
     joined = b",".join(texts)
     samples = joined.count(b"[") - len(texts)
     borders = [joined.count(text) for text in (b"],[", b',"', b'"]', b"]")]
@@ -157,13 +157,13 @@ def _answer_frame(found: Samples) -> pl.DataFrame:
 
 
 def _as_text(labels: Mapping[str, str]) -> str:
-    """Labels as a JSON object, the same ones always as the same text."""
+    """Labels as a JSON object; the same labels always give the same text."""
     return msgspec.json.encode(labels, order="sorted").decode()
 
 
 def _lists(flat: NDArray[Any], ends: NDArray[np.int64], nulls: int) -> pl.Series:
-    """Rows of lists from their items end to end, and as many nulls after them."""
-    import pyarrow as pa  # slow to import, and most commands ask no server
+    """Rows of lists from their concatenated items, followed by `nulls` nulls."""
+    import pyarrow as pa  # slow to import, and most commands query no server
 
     return pl.concat(
         [

@@ -2,14 +2,14 @@
 
 How it is downsampled:
 
-1. Gauges, and what a scraper records about its scrapes, are pulled in full. For counters and
-   histograms, a range query returns the last state in each minute of the clock: increases between
-   two minute ends are then the same as from all samples.
+1. Gauges, and a scraper's records of its scrapes, are pulled in full. For counters and
+   histograms, a range query returns the last state in each minute of the clock: the increase
+   between two minute ends is then the same as from all samples.
 2. The time of such a state within its minute is that of the target's gauges, because all samples
-   of a scrape have one time.
+   of a scrape have the same time.
 3. A minute of a target is pulled in full if that is not enough: if one of its series begins or
    ends, if a counter or bucket decreased (the server is queried for resets), if no gauge gives the
-   time, and if an end of the range cuts the minute.
+   time, or if the range starts or ends within the minute.
 
 So restarts are detected as from all samples, and every scrape of counters that is returned is
 complete.
@@ -53,7 +53,7 @@ _TARGET = ("instance", "job")
 def read_prometheus(server: Prometheus, time_range: TimeRange) -> Rows:
     """The canonical rows of a range, and the last sample before it of every series in it.
 
-    NoTelemetryError where the server has no vLLM series then.
+    NoTelemetryError if the server has no vLLM series in the range.
     """
     return prometheus_in_parts(server, time_range, raw=Held(), spool=Held()).whole()
 
@@ -68,9 +68,9 @@ def prometheus_in_parts(
     progress: Callable[[Step], None] = lambda step: None,
     is_downsampled: bool = False,
 ) -> RowsInParts:
-    """As `read_prometheus`, an hour in memory at a time, of every sample or downsampled.
+    """Like `read_prometheus`, with one hour in memory at a time; every sample, or downsampled.
 
-    Samples wait in `raw`, rows in `spool`; what `cache` holds is not asked for.
+    Samples are kept in `raw`, rows in `spool`; answers in `cache` are not requested again.
     """
     wide = TimeRange(time_range.start - LOOKBACK, time_range.end)
     found = families(server.names(wide), server.kinds())
@@ -93,9 +93,9 @@ def prometheus_in_parts(
 
 @dataclass(frozen=True)
 class _Names:
-    """Metric names that are asked for in one query each: of every sample, and of `states`.
+    """Metric names by query: the lists for every sample, and `states` for one state per minute.
 
-    As many as an answer has room for, by the number of targets. `falling` are those of which a fall
+    The fewer targets there are, the more names a query has. `falling` has the names whose decrease
     shows a restart.
     """
 
@@ -131,7 +131,7 @@ def _in_lists(names: Sequence[str], most: int) -> list[list[str]]:
 
 @dataclass
 class _Asking:
-    """Asks question after question, through the cache, and counts."""
+    """Runs the queries one after another, through the cache, and counts them."""
 
     server: Prometheus
     cache: AnswerCache
@@ -147,12 +147,12 @@ class _Asking:
         return self._asked([*names, *instances], own, own, ask)
 
     def minute_ends(self, names: Sequence[str], own: TimeRange, minutes: TimeRange) -> pl.DataFrame:
-        """The last state in each of the minutes, which are those of the hour and one more."""
+        """The last state in each of `minutes`: those of the hour, and one more on each side."""
         ask = partial(self.server.minute_ends, names, minutes)
         return self._asked(["minute ends", *names], own, minutes, ask)
 
     def resets(self, names: Sequence[str], own: TimeRange, minutes: TimeRange) -> pl.DataFrame:
-        """The minutes in which something fell."""
+        """The minutes in which a series of these metrics decreased."""
         ask = partial(self.server.resets, names, minutes)
         return self._asked(["resets", *names], own, minutes, ask)
 
@@ -174,7 +174,7 @@ _Ask = Callable[[], pl.DataFrame]
 
 
 def _downsampled(asking: _Asking, names: _Names, own: TimeRange) -> list[pl.DataFrame]:
-    """The answers of an hour: gauges whole, the ends of minutes, and minutes that come whole."""
+    """An hour's answers: all gauge samples, minute-end states, and the minutes pulled in full."""
     first, end = _minute(own.start), _minute(own.end - timedelta(milliseconds=1)) + _MINUTE
     around = TimeRange(first - _MINUTE, end + _MINUTE)
     gauges = [asking.whole(each, own) for each in names.gauges]
@@ -202,7 +202,7 @@ def _downsampled(asking: _Asking, names: _Names, own: TimeRange) -> list[pl.Data
 
 
 def _samples(answer: pl.DataFrame) -> pl.DataFrame:
-    """A row a sample: metric, name, instance, job, minute (of the epoch), ms, value."""
+    """One row per sample: metric, name, instance, job, minute (of the epoch), ms, value."""
     known = answer.filter(pl.col("metric").is_not_null())
     labels = [msgspec.json.decode(metric) for metric in known["metric"]]
     named = {
@@ -218,7 +218,7 @@ def _samples(answer: pl.DataFrame) -> pl.DataFrame:
 def _odd(
     states: pl.DataFrame, times: pl.DataFrame, fallen: pl.DataFrame, cut: Iterable[int]
 ) -> pl.DataFrame:
-    """The minutes that come whole: instance, job, minute."""
+    """The minutes to pull in full: instance, job, minute."""
     ordered = states.sort("metric", "minute")
     minute = pl.col("minute")
     follows = (minute.shift(1).over("metric") == minute - 1).fill_null(False)
@@ -235,7 +235,7 @@ def _odd(
 
 
 def _spans(odd: pl.DataFrame, own: TimeRange) -> Iterator[tuple[TimeRange, list[str]]]:
-    """The odd minutes as ranges of time with the instances of which they are asked for."""
+    """The minutes to pull in full as time ranges, each with the instances to query."""
     alike: dict[tuple[int, int], list[str]] = {}
     for (instance,), rows in odd.group_by("instance", maintain_order=True):
         minutes = sorted(set(rows["minute"].to_list()))
@@ -250,7 +250,7 @@ def _spans(odd: pl.DataFrame, own: TimeRange) -> Iterator[tuple[TimeRange, list[
 
 
 def _runs(minutes: Sequence[int]) -> list[tuple[int, int]]:
-    """Minutes in order as runs of such that follow each other, first and last of each."""
+    """Runs of consecutive minutes, each as (first, last); `minutes` are in order."""
     runs: list[tuple[int, int]] = []
     for minute in minutes:
         if runs and minute == runs[-1][1] + 1:

@@ -1,6 +1,6 @@
 """Reads vLLM's request spans from Parseable's traces stream: where each request's time went.
 
-There is one span, `llm_request`, per finished request; its attributes hold per request what
+There is one span, `llm_request`, per finished request; its attributes give per request what
 histograms only aggregate. Startup spans have other names and are left out. Integer span attributes
 are text in Parseable. A span names neither engine nor model, and its resource's instance is an id
 internal to the process, so spans can be matched to a window's engines only by time.

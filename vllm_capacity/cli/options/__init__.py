@@ -68,7 +68,7 @@ def local_path(_: click.Context, option: click.Parameter, value: Path | None) ->
 def file_to_write(
     context: click.Context, option: click.Parameter, value: Path | None
 ) -> Path | None:
-    """An option's file to write, no folder; a click `callback`."""
+    """An option's file to write, not a folder; a click `callback`."""
     path = local_path(context, option, value)
     if path is not None and path.is_dir():
         raise click.BadParameter(f"{path} is a folder; name a file in it.", param=option)

@@ -147,7 +147,7 @@ def _inside(rows: pl.DataFrame, time_range: TimeRange) -> pl.DataFrame:
 
 
 def has_new_rows(new: str, old: str) -> bool:
-    """Whether a digest has other rows than before and not fewer, since logs are rotated away."""
+    """Whether the rows changed without becoming fewer: rotated logs have fewer."""
     return new != old and _rows_of(new) >= _rows_of(old)
 
 

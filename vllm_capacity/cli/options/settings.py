@@ -152,7 +152,7 @@ class SourceSettings:
             "--full/--downsampled",
             "Pull every sample, or, from 3 h on, only one state of each counter per minute.",
             key="full",
-            former=" /--thinned",  # the blank: without it click would split at a semicolon
+            former=" /--thinned",  # without the space, click would split at a semicolon
         ),
     )
     profile: Path | None = field(
@@ -178,7 +178,7 @@ class SourceSettings:
     def pull_order(
         self, time_range: TimeRange | None, late: timedelta, *, is_full: bool | None
     ) -> PullOrder:
-        """The order to pull that time range from this source; `is_full` as in the order."""
+        """The order to pull that time range from this source; `is_full` as in `PullOrder`."""
         from vllm_capacity.live.pull import PullOrder  # httpx and all: not for --help
 
         return PullOrder(

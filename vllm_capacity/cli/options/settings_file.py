@@ -88,7 +88,7 @@ def read_settings_file(path: Path, *, deep: bool = False) -> SettingsFile:
 def _read(
     content: Mapping[str, Any], folder: Path, values: dict[str, object], *, deep: bool
 ) -> Iterator[tuple[str, str]]:
-    """Put the valid values into `values`; yield the dotted name and problem of each other one."""
+    """Put the valid values into `values`; yield the dotted name and problem of the others."""
     for table, body in content.items():
         if table not in SECTIONS or not isinstance(body, dict):
             yield table, _unknown("table", table, list(SECTIONS))

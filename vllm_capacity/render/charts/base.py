@@ -68,7 +68,7 @@ class Panel:
     def _place(self, height: int, title: alt.TitleParams, notes: VegaSpec) -> dict[str, Any]:
         """The properties of a chart of this panel.
 
-        Given when a chart is made: `properties` would copy all its layers, and validate each again.
+        Passed on creation: Altair's `properties` would copy all layers and validate each again.
         """
         own = {"definition": self.definition, "half": self.half, **notes}
         usermeta = {CHART_NOTES: own}
@@ -118,12 +118,12 @@ class Label:
 
 
 def x_at(pixels: float | alt.ExprRef) -> alt.XValue:
-    """A fixed place from the left; `alt.value` costs a hash of all Vega-Lite's schema each time."""
+    """A fixed distance from the left; `alt.value` would hash the whole Vega-Lite schema."""
     return alt.XValue(pixels)  # type: ignore[no-untyped-call]
 
 
 def y_at(pixels: float) -> alt.YValue:
-    """A fixed place from the top, as `x_at`."""
+    """A fixed distance from the top, like `x_at`."""
     return alt.YValue(pixels)  # type: ignore[no-untyped-call]
 
 
@@ -184,18 +184,18 @@ def _lines(text: str) -> list[str]:
 
 
 def has_values(frame: pl.DataFrame, *columns: str) -> bool:
-    """Whether any of the columns holds a value."""
+    """Whether any of the columns has a value."""
     return any(frame[name].count() > 0 for name in columns if name in frame.columns)
 
 
 def is_all_zero(frame: pl.DataFrame, *columns: str) -> bool:
-    """Whether the columns hold values, all zero: their lines would lie on the axis."""
+    """Whether the columns have values, all of them zero: their lines would lie on the axis."""
     values = [frame[name].drop_nulls() for name in columns]
     return any(len(each) for each in values) and not any((each != 0).any() for each in values)
 
 
 def rounded(frame: pl.DataFrame) -> pl.DataFrame:
-    """The frame at six significant digits: as much as a screen can show, and half the page size."""
+    """The frame at six significant digits: enough for a screen, at half the page size."""
     return frame.with_columns(pl.col(pl.Float64).round_sig_figs(_SIGNIFICANT))
 
 

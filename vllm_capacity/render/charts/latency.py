@@ -39,7 +39,7 @@ class _Latency:
 def ttft(analysis: Analysis) -> Chart:
     """Time to first token over time: p50, p95 with its bounds as a band, and the target as a rule.
 
-    The true value lies inside the band: a histogram only knows the edges of its buckets.
+    The true value lies inside the band; a histogram only has counts between bucket edges.
     Columns used: start, end, ttft_p50_seconds, ttft_p95_seconds and its _lower and _upper.
     """
     latency = _Latency(

@@ -55,8 +55,8 @@ _FEW_ENGINES = 12
 _MAX_MARKS = 3000  # in total; more are too slow to draw on a page
 _REGIMES_A_STEP = 3
 _STRIP_HEIGHT = 40  # of a single engine
-_ROW_HEIGHT, _NAME_SHARE = 38, 0.45  # of one of several engines; the part of it for its name
-_CELL_HEIGHT = 14  # of one of many engines
+_ROW_HEIGHT, _NAME_SHARE = 38, 0.45  # per engine, if several; share of it for the name
+_CELL_HEIGHT = 14  # per engine, if many
 _NAME_PIXELS, _LETTER_PIXELS = 120, 8  # maximum width of a name on the left; width of a letter
 _LEGEND_COLUMNS = 2  # as many as fit a phone
 _MIN_OPACITY = 0.35
@@ -67,8 +67,8 @@ def regimes(analysis: Analysis) -> Chart:
 
     For many stretches, a strip shows the share of time in each regime, step by step. More than
     twelve engines get a row of cells each, most limited first. A cell has the color of the limit
-    that held for at least a tenth of its time, else of the regime with the most time; stronger for
-    longer.
+    that applied for at least a tenth of its time, else of the regime with the most time; stronger
+    for longer.
     Columns used: none; the answer's regimes with their evidence.
     """
     panel = Panel("What was the bottleneck, and when?", "regime")

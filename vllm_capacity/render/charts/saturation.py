@@ -291,7 +291,7 @@ def _saturated(scatter: LoadScatter) -> str:
 
 
 def _unfitted(curve: pl.DataFrame, scatter: LoadScatter) -> str:
-    """How many of the curve's finer steps were left out; empty if as many as in the drawn ones."""
+    """How many of the curve's finer steps were left out; empty if equal for the drawn ones."""
     if curve.is_empty() or scatter.curve.left_out == scatter.left_out:
         return ""
     finer = count(scatter.curve.left_out)

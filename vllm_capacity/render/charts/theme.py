@@ -4,7 +4,7 @@ Colors are CSS variables with fallbacks, so that one picture suits light, dark, 
 without scripts. They work only for constant colors and ordinal ranges: interpolated scales and
 canvas need real colors (the renderer is always SVG).
 
-Why our own renderer: JupyterLab supports at most Vega 5, but not Altair 6's Vega-Lite 6; Altair's
+Why a custom renderer: JupyterLab supports at most Vega 5, but not Altair 6's Vega-Lite 6; Altair's
 default loads its scripts from a network, and its HTML lets a `</script>` in the data break out. So
 Lab gets a chart as compiled Vega, which its older runtime can draw; a report run gets Vega-Lite,
 because the page has its own runtime.
@@ -111,9 +111,9 @@ def for_page(spec: VegaSpec, **_: object) -> tuple[VegaSpec, VegaSpec]:
 
 
 def page_bundle(chart: alt.TopLevelMixin, **_: object) -> object:
-    """The MIME bundle of a chart in a report run, without validation if the chart is ours.
+    """The MIME bundle of a chart in a report run, without validation if it is a built-in chart.
 
-    The tests validate each of our charts; doing it again takes a quarter of drawing them.
+    The tests validate each built-in chart; doing it again takes a quarter of the drawing time.
     """
     usermeta = getattr(chart, "usermeta", None)
     if not isinstance(usermeta, dict) or CHART_NOTES not in usermeta:
@@ -142,10 +142,10 @@ def _text(spec: VegaSpec) -> str:
 
 
 def enable() -> None:
-    """Set up Altair: our theme, and the renderer for the current environment.
+    """Set up Altair: this package's theme, and the renderer for the current environment.
 
     In a report run a chart is validated when it is shown, instead of each part when it is created;
-    our own charts are not validated again.
+    built-in charts are not validated again.
     """
     alt.theme.enable("vllm-capacity")
     alt.renderers.register("vllm-capacity-page", for_page)

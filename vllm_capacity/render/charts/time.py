@@ -109,7 +109,7 @@ def time_axis(time_range: TimeRange) -> alt.X:
     is_long = time_range.hours > _LONG_HOURS
     clock = clock_of_charts()
     first = clock.wall(time_range.start)
-    # Vega's own ticks are round in UTC. Ours are passed as an expression: Vega-Lite would turn bare
+    # Vega's own ticks are round in UTC. Local ones are an expression: Vega-Lite would turn bare
     # numbers into dates in a way that the page's expression interpreter does not support.
     is_utc = clock == UTC_CLOCK
     at = "datum.value" if is_utc else clock.local("datum.value")
@@ -118,7 +118,7 @@ def time_axis(time_range: TimeRange) -> alt.X:
         scale=alt.Scale(type="utc", nice=False),
         axis=alt.Axis(
             labelExpr=_TIME_LABELS.format(at=at),
-            tickCount=6 if is_utc else alt.Undefined,  # with values, it drops every second
+            tickCount=6 if is_utc else alt.Undefined,  # with values, it drops every second tick
             values=alt.Undefined if is_utc else alt.ExprRef(expr=str(clock.ticks(time_range))),
             title=f"time ({clock.zone}), {'from ' if is_long else ''}{first:%-d %b %Y}",
             titleAlign="left",
@@ -170,7 +170,7 @@ def _timed(steps: pl.DataFrame, lines: Sequence[Line], tips: Sequence[Tip]) -> p
 def without_lost(steps: pl.DataFrame, *columns: str) -> pl.DataFrame:
     """The frame with these columns null where a restart lost counts.
 
-    A counter continues over a gap, so its mean rate there is known. If the server restarts inside
+    A counter keeps counting, so its mean rate over a gap is known. If the server restarts inside
     the gap, earlier counts are lost, and a rate from the new zero would be wrong.
     """
     is_lost = _IS_UNSEEN & pl.col("is_restart")

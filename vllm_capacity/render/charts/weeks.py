@@ -57,7 +57,7 @@ _COLUMNS = (
 
 
 def hour_of_week(analysis: Analysis, *, of: Of = "requests", time_zone: str = "UTC") -> Chart:
-    """A cell per hour of the week, stronger for a higher mean; `of` is load, use or cost.
+    """A cell per hour of the week, stronger for a higher mean; `of` is load, utilization or cost.
 
     Outlines mark unobserved hours. The hours are those of `time_zone`. The chart is empty for less
     than a day of whole hours.

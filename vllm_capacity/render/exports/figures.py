@@ -1,4 +1,4 @@
-"""All figures of an analysis as rows: one per figure, for the whole and each model and engine.
+"""All figures of an analysis as rows: one per figure, for the fleet and each model and engine.
 
 For spreadsheets, warehouses and scripts. Nothing is computed: the rows are the answer's fields and
 the bill's parts, under their own names (`cost.usd_per_request`).

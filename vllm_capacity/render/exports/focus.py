@@ -3,9 +3,9 @@
 Columns and values: https://focus.finops.org/focus-specification/v1-4/ (ratified June 2026) and
 https://focus.finops.org/focus-specification/v1-2/, which many tools still read. Self-hosted tokens
 have no vendor and no invoice: the provider is this fleet; list, contracted, billed and effective
-cost are the same; and columns that begin with `x_` have what FOCUS has no column for. The host
-provider is the provider of the price row; null, which FOCUS allows for a host that cannot be
-determined, where no row says who rents the GPUs out.
+cost are the same; and values without a FOCUS column are in columns that begin with `x_`. The host
+provider is the provider of the price row; if no row names one, it is null, which FOCUS allows for a
+host that cannot be determined.
 
 Each engine has a row for its input tokens and one for its output tokens, which split its bill like
 the answer's `_split` figures. If tokens cannot carry it (there were none, or they were not

@@ -1,9 +1,9 @@
 """For users of Prometheus and Grafana: recording rules, alerting rules, a dashboard.
 
 Alerts have the names and thresholds of `vllm-capacity alerts`. Alerts that need more than a query
-(cost at the same load and mix, weeks of growth) stay there; headroom and idle cost need a given
-capacity. An alert fires only if it is certain: a figure that is only bounded, by buckets or a
-capacity, is compared by its bound. Each family is queried under all names that vLLM gave it
+(cost at the same load and mix, weeks of growth) are left to it; headroom and idle cost need a given
+capacity. An alert fires only if it is certain: if only a bound of its figure is known, from buckets
+or a capacity, the bound is compared. Each family is queried under all names that vLLM has given it
 (`data/vllm_metrics.csv`).
 """
 
@@ -73,7 +73,7 @@ class Recorded:
 
     @property
     def whose(self) -> str:
-        """The text that names, by labels, whose figure an alert is about."""
+        """The template that names, by labels, the target, model or job that an alert is about."""
         return _WHOSE[self.level]
 
 
@@ -92,7 +92,7 @@ def recorded(
 
     Targets add the burn rate of each error budget. The `capacities` of one engine of each model add
     output tokens per second, headroom and idle cost, each as the bound that is certain. `ANY_MODEL`
-    stands for the models that are not named.
+    is the key for all models that are not named.
     """
     return (
         *_traffic(),
@@ -164,7 +164,7 @@ def dashboard_json(usd_per_gpu_hour: float | None = None, gpus_per_engine: float
 
 
 def _names(metric: str) -> tuple[str, ...]:
-    """All names that vLLM gave a family, the newest first."""
+    """All names that vLLM has given a family, the newest first."""
     found = next(each for each in metrics() if each.name == metric)
     return (found.name, *found.aliases)
 
@@ -172,7 +172,7 @@ def _names(metric: str) -> tuple[str, ...]:
 def _asked(
     metric: str, function: str, *, suffix: str = "", over: str = _OVER, only: str = ""
 ) -> str:
-    """A function over a family's series; the newest name that exists counts.
+    """A function over a family's series; of its names, the newest that exists is used.
 
     `only` selects series by their labels.
     """

@@ -91,7 +91,7 @@ def _registry(exposed: Sequence[Exposed], currency: Currency) -> CollectorRegist
 
 @dataclass(eq=False)  # a registry identifies collectors by identity
 class LiveFigures(Collector):
-    """The same figures of the present, for a /metrics endpoint; recomputed every `seconds`.
+    """The same figures, but current, for a /metrics endpoint; recomputed every `seconds`.
 
     `analysis` gives the current analysis, or None if there is no telemetry: then the figures are
     left out, and `vllm_capacity_has_telemetry` is 0.

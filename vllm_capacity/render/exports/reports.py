@@ -74,7 +74,7 @@ class Night:
 
 @dataclass(frozen=True)
 class Reports:
-    """The reports of a folder, oldest first, each hour of a server once; `notes` list the others.
+    """The reports of a folder, oldest first, each hour of a server once; `notes` list the rest.
 
     `name` is the name of the folder or of the single page.
     """
@@ -164,7 +164,7 @@ def _is_same_time(one: Night, two: Night) -> bool:
 
 
 def _lacking(found: Reports, to: str) -> Iterator[str]:
-    """A note on pages of which the format cannot have everything; empty if it has all."""
+    """A note on pages without some data for the format; none if no data is missing."""
     if to == "markdown":
         return  # uses only the summary tiles, which every page stores
     nights = found.newest if to in _OF_NOW else found.nights
@@ -178,7 +178,7 @@ def _lacking(found: Reports, to: str) -> Iterator[str]:
 
 
 def _with_use(nights: Sequence[Night], found: Reports) -> list[tuple[Night, BilledUse]]:
-    """The nights that keep the inputs of their bills, with these; InputError if none does."""
+    """The nights that keep the inputs of their bills, and those inputs; InputError if none does."""
     kept = [(night, use) for night in nights if (use := night.use) is not None]
     if not kept:
         raise InputError(

@@ -1,7 +1,7 @@
 """All rows behind a page's charts and tables as CSV files in one ZIP file.
 
 A page shows at most 200 rows of a table, and charts of long windows merge steps. These files have
-the steps as they were judged, the stretches, the hours, and every row of the tables.
+the steps of the analysis, the stretches, the hours, and every row of the tables.
 """
 
 from __future__ import annotations

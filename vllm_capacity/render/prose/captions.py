@@ -31,7 +31,7 @@ from vllm_capacity.verdicts.saturation.regimes import IDLE
 
 
 def regime_found(answer: Answer) -> str:
-    """The first bottleneck, or else the regime that held most of the time."""
+    """The first bottleneck, or else the regime that applied most of the time."""
     first, regime = answer.saturation.bottleneck, answer.saturation.regime
     if first in LIMITS:
         return f"First bottleneck: {LIMITS[first]}; {SIGNS[first]}"

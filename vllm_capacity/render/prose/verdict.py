@@ -1,7 +1,7 @@
 """The verdict on a window in a few sentences, written from its answer by rules.
 
-An unknown figure makes a sentence that says so and why, never a sentence with a blank. Nothing is
-computed here.
+If a figure is unknown, its sentence says so and why; no sentence has a blank. Nothing is computed
+here.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def waste(engines: Sequence[EngineRow]) -> list[str]:
 
 
 def by_arithmetic(answer: Answer) -> str:
-    """The result of arithmetic next to the bound of a server never loaded; empty without one."""
+    """The estimates by arithmetic for a server that was never loaded; empty if there are none."""
     found = answer.by_arithmetic
     if found.capacity.is_unknown or found.running_requests is None or found.itl_seconds is None:
         return ""
@@ -134,7 +134,7 @@ def by_arithmetic(answer: Answer) -> str:
 
 
 def calculated_within(answer: Answer) -> str:
-    """The throughput within the latency targets, by arithmetic; empty without one."""
+    """The throughput within the latency targets, by arithmetic; empty if it is unknown."""
     found = answer.by_arithmetic.slo_throughput_output_tokens_per_second
     if found.is_unknown:
         return ""
@@ -142,7 +142,7 @@ def calculated_within(answer: Answer) -> str:
 
 
 def _admitted(found: ByArithmetic) -> str:
-    """The load of a capacity by arithmetic, and its basis; empty for a bound."""
+    """The concurrency at a capacity by arithmetic, and its basis; empty for a bound."""
     running = found.capacity_running_requests
     if found.capacity.is_bound or running is None:
         return ""
@@ -150,7 +150,7 @@ def _admitted(found: ByArithmetic) -> str:
 
 
 def _can_go(answer: Answer) -> str:
-    """How many replicas are removable by arithmetic; empty if none or unknown."""
+    """How many replicas can be removed, by arithmetic; empty if none or unknown."""
     found = answer.by_arithmetic
     many, money = found.removable_replicas, found.saved_usd_per_day
     if not many.low or answer.window.engines < 2:
@@ -168,10 +168,10 @@ def _range(found: Estimate, write: Write) -> str:
 
 
 def within_targets(answer: Answer) -> str:
-    """The throughput within the latency targets, and the SLO attainment; empty without news.
+    """The throughput within the latency targets, and the SLO attainment; empty if not needed.
 
-    News is a target met by fewer than 95 %, or a throughput within the targets below the capacity.
-    Without targets there is none.
+    Needed if a target is met by fewer than 95 %, or if the throughput within the targets is below
+    the capacity; never without targets.
     """
     missed, served = answer.slo.missed, served_within(answer)
     if not served or not missed:

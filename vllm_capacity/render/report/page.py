@@ -29,14 +29,14 @@ from vllm_capacity.render.report.vega import ChartOf, PageChart, page_chart
 
 _UNSAFE = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 _TABLE_TAGS = frozenset({"table", "thead", "tbody", "tfoot", "tr", "th", "td", "caption", "p", "b"})
-_LONG_REASON = 80  # letters: repeating a shorter one takes no more than referring to it
+_LONG_REASON = 80  # letters; a shorter one is repeated, because a reference is as long
 _HEADING = re.compile(r"^## +(.+)$", re.MULTILINE)
 _OPTIONAL = "optional"  # a tag of cells
 
 
 @dataclass(frozen=True)
 class ElementData:
-    """One of our elements as received from the kernel: its kind (a template macro) and content."""
+    """An element as received from the kernel: its kind (a template macro) and content."""
 
     kind: str
     content: object
@@ -44,7 +44,7 @@ class ElementData:
 
 @dataclass(frozen=True)
 class Block:
-    """One item on the page, in its order: prose, a chart, one of our elements, text or a table."""
+    """One item on the page, in its order: prose, a chart, an element, text or a table."""
 
     kind: Literal["prose", "chart", "piece", "text", "table"]
     content: str | PageChart | ElementData

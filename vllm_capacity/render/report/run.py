@@ -3,7 +3,7 @@
 papermill only logs an unknown parameter, and pastes parameter *names* into the notebook as code. So
 names, values and assumptions are checked here, before anything runs.
 
-papermill reads the parameters and puts them in; nbclient runs the cells. Why papermill does not run
+papermill reads and inserts the parameters; nbclient runs the cells. Why papermill does not run
 them, too: it encodes the whole run notebook as JSON, even if it has no file to write it to.
 """
 
@@ -148,7 +148,7 @@ def executed_notebook(
             raise_on_iopub_timeout=True,
             force_raise_errors=True,
             config=sockets,
-            shutdown_kernel="immediate",  # a graceful one writes errors to our stderr
+            shutdown_kernel="immediate",  # a graceful one writes errors to this process's stderr
         )
         try:
             with client.setup_kernel():

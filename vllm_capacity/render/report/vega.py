@@ -92,7 +92,7 @@ def _bundle() -> str:
 
 
 def page_chart(given: JsonObject, number: int) -> PageChart:
-    """The parts of a Vega-Lite spec made by our charts; `number` keeps ids unique on a page."""
+    """The parts of a built-in chart's Vega-Lite spec; `number` keeps ids unique on a page."""
     spec = _without_empty(copy.deepcopy(dict(given)))
     title = spec.pop("title", None) or {}
     if isinstance(title, str):
@@ -132,7 +132,7 @@ class ChartRenderer:
                 self._parts.append((spec, self._pool.submit(page_chart, spec, number)))
 
     def chart_of(self, spec: JsonObject, number: int) -> PageChart:
-        """The parts of the chart of that number; made now if `see` did not get it."""
+        """The parts of the chart of that number; prepared now if `see` did not get it."""
         if number < len(self._parts) and self._parts[number][0] == spec:
             return self._parts[number][1].result()
         return page_chart(spec, number)

@@ -297,14 +297,14 @@ def _without_foreign_price(
 
 
 def page_stem(notebook: Path, window: str, start: str = "", end: str = "") -> str:
-    """A page's file name without suffix: window, notebook unless the report, ends of the part.
+    """A page's file name without suffix: window, notebook unless the default, start and end.
 
-    A whole window with a plain name in a shipped notebook has just that name. Any other name is
-    ambiguous, so it ends in a hash of what it stands for: no two pages share a name.
+    For a whole window with a plain name and a shipped notebook, that is all. Any other name would
+    be ambiguous, so it ends in a hash of these parts: no two pages share a name.
     """
     stem = "" if notebook.name == DEFAULT_NOTEBOOK else notebook.stem
     stems = {path.stem for path in shipped("notebooks").glob("*.ipynb")}
-    # Parts up to a time and parts from it need different names.
+    # A part that ends at a time and one that starts at it need different names.
     name = "-".join(filter(None, (window, stem, start or ("to" if end else ""), end)))
     if not start and not end and stem in {"", *stems} and _is_plain(window, stems):
         return name

@@ -1,4 +1,4 @@
-"""A published cost checked against a window: what is reproduced, at whose price, at what GPU use.
+"""A published cost checked against a window: figures that agree, implied price, GPU utilization.
 
 A published figure has a fixed number of digits; the telemetry agrees if it rounds to the same ones.
 """
@@ -62,7 +62,7 @@ def claim_table(analysis: Analysis, claim: Claim) -> Table:
 
 
 def implied_price(analysis: Analysis, claim: Claim) -> Text:
-    """The price per GPU-hour implied by the published cost per request, and whose price it is."""
+    """The GPU-hour price implied by the published cost per request; whether it is the window's."""
     implied = claim.usd_per_gpu_hour
     sentence = (
         f"${digits(claim.usd_per_request)} × {count(claim.requests)} requests ÷ "
@@ -97,7 +97,7 @@ def claim_at_prices(analysis: Analysis, claim: Claim, rows: Sequence[str]) -> Ta
 
 
 def gpu_use_table(analysis: Analysis) -> Table:
-    """GPU utilization, by a published run that filled the same kind of GPU."""
+    """GPU utilization, relative to a published run that saturated the same kind of GPU."""
     bound, full = analysis.published_bound, analysis.full_use
     if bound is None:
         empty = f"How much of the GPU was used is not known: {_NO_BOUND}."
@@ -132,7 +132,7 @@ def gpu_use_table(analysis: Analysis) -> Table:
 
 
 def claim_verdict(analysis: Analysis, claim: Claim, *, other_price: str) -> Text:
-    """How far the published cost holds, in one sentence.
+    """How well the published cost agrees with the telemetry, in one sentence.
 
     InputError if the window's own price is not a row of the price list.
     """

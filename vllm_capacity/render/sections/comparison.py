@@ -102,7 +102,7 @@ def _change_text(change: Change) -> str:
 
 
 def _unseen(change: Change) -> str:
-    """The size of change that these hours are too few to detect; empty if a change was found."""
+    """The smallest change that these hours can show; empty if a change was found."""
     least = change.detectable_change_ratio
     if change.is_more_than_noise is not False or not least:
         return ""

@@ -120,7 +120,7 @@ def bill_table(analysis: Analysis, by: str = "engine") -> Table:
 
 
 def groups_table(analysis: Analysis, by: str) -> Table:
-    """Requests, tokens, use, bill, p95 TTFT and limit by a label, and the total as the last row.
+    """Requests, tokens, utilization, bill, p95 TTFT and limit by a label; the total comes last.
 
     InputError if nothing has the label.
     """
@@ -228,7 +228,7 @@ def break_even_table(
 ) -> Table:
     """Own GPUs against an API's price for the same requests, and where both cost the same.
 
-    `note` says whose price it is. InputError for an invalid price.
+    `note` names the source of the API's price. InputError for an invalid price.
     """
     found = analysis.break_even(usd_per_million_input, usd_per_million_output)
     if found is None:

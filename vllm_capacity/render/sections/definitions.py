@@ -203,7 +203,7 @@ def _cell(value: object) -> str:
 
 
 def _value(analysis: Analysis, path: str) -> str:
-    """The figure in the answer; empty if the answer does not have it or it exceeds a line."""
+    """The figure in the answer; empty if the answer does not have it or it does not fit a line."""
     if path in _FIGURES or path.startswith(_PLAN):
         return ""
     try:

@@ -81,7 +81,7 @@ class Source:
         return _query_of(self.read)
 
     def bound(self, analysis: Analysis) -> dict[str, object]:
-        """The parameter values with which the query gives these rows."""
+        """The parameter values for which the query returns these rows."""
         time_range = analysis.time_range
         values: dict[str, object] = {
             "metrics": list(self.metrics),
@@ -94,7 +94,7 @@ class Source:
         return {name: value for name, value in values.items() if name in needed}
 
     def rows(self, analysis: Analysis) -> pl.DataFrame:
-        """The rows of the query, from the results that the analysis has already."""
+        """The rows of the query, from the results that the analysis already has."""
         bound = self.bound(analysis)
         if self.read in _ASKED_TOGETHER:
             bound["metrics"] = list(_ASKED_TOGETHER[self.read])

@@ -87,7 +87,7 @@ def verdict_sentences(analysis: Analysis) -> list[str]:
 
 
 def _can_go(analysis: Analysis) -> str:
-    """That replicas are removable, the savings, and the replay; empty if none certainly is."""
+    """How many replicas can be removed, the savings, the replay; empty if none certainly can."""
     found = analysis.surplus()
     if not found.removable_replicas.low:
         return ""
@@ -257,13 +257,13 @@ def _figures(answer: Answer) -> tuple[_Figure, ...]:
 
 
 def _calculated(answer: Answer, name: str) -> str:
-    """A figure by arithmetic, to show next to its bound; empty without one."""
+    """A figure by arithmetic, to show next to its bound; empty if it is unknown."""
     found: Estimate = getattr(answer.by_arithmetic, name)
     return "" if found.is_unknown else f"By arithmetic: {sure(found, percent)}"
 
 
 def _has_targets(answer: Answer) -> bool:
-    """Whether anything is known about latency targets: without targets, nothing is."""
+    """Whether any figure on latency targets is known; without targets, none is."""
     slo = answer.slo
     return not all(e.is_unknown for e in (*slo.attainments.values(), slo.throughput))
 

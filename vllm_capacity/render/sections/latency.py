@@ -101,7 +101,7 @@ def slo_table(analysis: Analysis) -> Table:
 
 
 def failure_table(analysis: Analysis) -> Table:
-    """What is known about failures, each with its blind spot; the unknown, with the reason."""
+    """Known failure figures, each with its blind spot; unknown ones with the reason."""
     found = analysis.answer.failures
     return figures_table(Figure(label, getattr(found, name), w) for name, label, w in _FAILURES)
 

@@ -76,7 +76,7 @@ def sizing_table(plan: Plan) -> Table:
 
 
 def surplus_text(found: Surplus) -> Text:
-    """How many replicas are removable, and the savings per day; empty for a single replica."""
+    """How many replicas can be removed, and the savings per day; empty for a single replica."""
     if found.replicas < _SEVERAL:
         return text()
     there, removable = count(found.replicas), found.removable_replicas
@@ -95,7 +95,7 @@ def surplus_text(found: Surplus) -> Text:
 
 
 def arithmetic_text(analysis: Analysis) -> Text:
-    """The result of arithmetic for servers that were never loaded; empty without one."""
+    """The estimates by arithmetic for servers that were never loaded; empty if there are none."""
     sentence = prose.by_arithmetic(analysis.answer)
     return text(sentence) if sentence else text()
 
@@ -155,7 +155,7 @@ def _fared(replay: Replay) -> str:
 
 
 def _of_model(part: ModelSurplus) -> str:
-    """How many replicas of one model are removable, and why the others are needed."""
+    """How many replicas of one model can be removed, and why the others are needed."""
     removable, there = part.removable_replicas, count(part.replicas)
     if removable.low:
         return f"at least {count(removable.low)} of {there} can be removed. {_busy_time(part)}"
@@ -179,7 +179,7 @@ def _busy_time(part: ModelSurplus) -> str:
 
 
 def queue_check(plan: Plan) -> Text:
-    """The queueing model's result for these replicas without spares, and the replay's on them.
+    """The queueing model's result for these replicas without spares, and that of a replay on them.
 
     For several models, one sentence each, because their requests wait in separate queues.
     """
@@ -251,7 +251,7 @@ def sensitivity_table(plan: Plan) -> Table:
 
 
 def runway_table(plan: Plan, *, growth_ratio_per_month: float) -> Table:
-    """The load that numbers of replicas carry, as a multiple of the demand, and until when."""
+    """The load that each number of replicas can serve, as a multiple of demand, and until when."""
     growth, policy = percent(growth_ratio_per_month), plan.policy
     columns = (
         Column("replicas", "replicas", count, is_numeric=True),
@@ -406,7 +406,7 @@ def _name(option: Option) -> str:
 
 
 def _assumed(option: Option) -> str:
-    """The addition to the name in a GPU's label: its assumed form factors."""
+    """What a GPU's label adds to its name: its assumed form factors."""
     return option.gpu.partition(" (")[2].rstrip(")")
 
 

@@ -65,8 +65,8 @@ def _shown(analysis: Analysis) -> Sequence[Finding]:
 def shared_once(findings: Sequence[Finding], instances: Sequence[str]) -> list[Finding]:
     """The findings, with those that differ only in target and numbers merged into one.
 
-    Only three or more are merged. The merged finding stands where the first was, is the one with
-    the highest count, and names the other targets.
+    Only three or more are merged. The merged finding is the one with the highest count, in the
+    place of the first, and names the other targets.
     """
     targets = re.compile("|".join(map(re.escape, sorted(instances, key=len, reverse=True))) or "$^")
     groups: dict[tuple[str, str, str], list[Finding]] = {}
@@ -243,7 +243,7 @@ def _clock(at: datetime) -> str:
 
 
 def _shape(severity: str) -> str:
-    """The shape for the telemetry's quality that a finding of this severity implies."""
+    """The shape that marks the quality of telemetry with a finding of this severity."""
     labels = (("poor", prose.POOR), ("usable", prose.USABLE))
     return prose.SHAPES[next((word for word, levels in labels if severity in levels), "good")]
 
