@@ -47,7 +47,7 @@ _WHOSE = {
     "job": "{{ $labels.job }}",
 }
 ANY_MODEL = ""
-"""Stands for all models without a capacity of their own."""
+"""The key for all models without a capacity of their own."""
 _WIDTH, _HEIGHT = 12, 8  # size of a panel; Grafana's grid is 24 wide
 
 
