@@ -20,7 +20,7 @@ def measure(folder: Path, *, runs: int) -> list[Ratio]:
 
 def _of(folder: Path, engines: int, runs: int) -> Ratio:
     path = engine_days(folder, engines)
-    held = read_manifest(path, duckdb.connect())
+    held = read_manifest(path)
 
     def rolled_up() -> float:
         shutil.rmtree(path / ".rollup", ignore_errors=True)
