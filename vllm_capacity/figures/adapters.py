@@ -2,8 +2,8 @@
 
 The family `lora_requests_info` has the adapter names of running and of waiting requests as labels,
 and the time of that state as its value: each state is a series, and the one with the latest time is
-current. It counts neither requests nor tokens, so it cannot divide costs; a gateway's log can, if
-its model column holds the adapter's name.
+current. It counts neither requests nor tokens, so costs cannot be split by it; they can be by a
+gateway's log, if its model column has the adapter's name.
 """
 
 from __future__ import annotations

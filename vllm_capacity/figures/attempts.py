@@ -1,8 +1,8 @@
 """When each target was scraped and when it answered, as stretches instead of a row per attempt.
 
-Weeks of many targets have a hundred million attempts, and few figures need single ones: they need
-the first and the last, how many there were, and how many were answered. If the steps between them
-matter (a median, a gap), they are unpacked, but only as far as necessary.
+Weeks of many targets have a hundred million attempts, but most figures need only the first and the
+last one, and how many were made and answered. Figures that depend on the steps between attempts (a
+median, a gap) unpack them, but only as far as necessary.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def packed(attempts: pl.DataFrame) -> pl.DataFrame:
     """Attempts (instance, ts, is_good; sorted by both) as stretches, in order.
 
     Columns: `STRETCH_COLUMNS` and `steps`. If there is a column `source`, attempts must be sorted
-    by it after `instance`; a stretch then has attempts of one source, and that column, too.
+    by it after `instance`; each stretch then has the attempts of one source, given in that column.
     """
     key = [name for name in _KEY if name in attempts.columns]
     step = pl.col("ts").diff().dt.total_microseconds()
@@ -96,16 +96,16 @@ class Attempts:
 
     @classmethod
     def put_together(cls, stretches: pl.DataFrame, read_steps: Callable[[], pl.Series]) -> Attempts:
-        """The attempts from stretches in any order of targets, each target's in order of time.
+        """The attempts from stretches: targets in any order, the stretches of each in time order.
 
-        The steps of all, in that order, are read when those of any are first needed.
+        `read_steps` is called once, when steps are first needed, and returns them in that order.
         """
         placed = stretches.with_columns(place=pl.int_range(pl.len()))
         return cls(placed.sort("instance", maintain_order=True), _Steps(read_steps).of)
 
     @cached_property
     def targets(self) -> dict[str, Target]:
-        """The attempts of each target, by name, in order of names."""
+        """The attempts of each target by name, sorted by name."""
         runs = self.stretches.get_column("instance").rle().struct.unnest()
         found, begin = {}, 0
         for length, instance in runs.select("len", "value").iter_rows():
@@ -122,7 +122,7 @@ class Attempts:
         return self._cut(pl.col("end") < end, pl.col("start") < end, pl.col("ts") < end)
 
     def _cut(self, whole: pl.Expr, some: pl.Expr, own: pl.Expr) -> Attempts:
-        """The stretches that are `whole`, and of those with `some`, their `own` attempts."""
+        """The stretches that are `whole`, plus the `own` attempts of stretches with only `some`."""
         kept = self.stretches.filter(whole)
         cut = self.stretches.filter(some & ~whole)
         if cut.is_empty():
@@ -137,7 +137,7 @@ class Attempts:
         return self._with(kept, pl.concat(halves))
 
     def with_one_source(self, merged: Sequence[pl.DataFrame]) -> Attempts:
-        """The attempts without `source`; of some targets, these instead: instance, ts, is_good."""
+        """The attempts without `source`; `merged` (instance, ts, is_good) replaces its targets."""
         stretches = self.stretches.drop("source")
         if not merged:
             return replace(self, stretches=stretches)
@@ -146,7 +146,7 @@ class Attempts:
         return self._with(stretches.filter(~is_merged), packed(rows))
 
     def _with(self, kept: pl.DataFrame, found: pl.DataFrame) -> Attempts:
-        """Some of these stretches, and found ones with their steps."""
+        """The `kept` ones of these stretches, plus `found` ones, which come with their steps."""
         least = int(self.stretches.get_column("place").min() or 0)  # type: ignore[arg-type]
         places = pl.Series("place", min(least, 0) - 1 - np.arange(found.height))
         steps = dict(zip(places, found.get_column("steps"), strict=True))
@@ -165,7 +165,7 @@ class Attempts:
 
 
 def hourly_attempts(window: Window) -> Attempts | None:
-    """All attempts of every source, as hours of a long range left them; None if rows are read."""
+    """All attempts of every source from hourly summaries; None if rows must be read."""
     stretches = window.hourly("attempts", everywhere=True)
     if stretches is None:
         return None
@@ -179,7 +179,7 @@ def hourly_attempts(window: Window) -> Attempts | None:
 
 
 class _Steps:
-    """The steps of many stretches, read when those of any are first needed."""
+    """The steps of many stretches, all read when any are first needed."""
 
     def __init__(self, read: Callable[[], pl.Series]) -> None:
         self._read = read
@@ -207,17 +207,17 @@ class Target:
 
     @property
     def instance(self) -> str:
-        """Its name."""
+        """The target's name."""
         return str(self.stretches.item(0, "instance"))
 
     @property
     def first(self) -> datetime:
-        """The first attempt."""
+        """The time of the first attempt."""
         return self.stretches.item(0, "start")  # type: ignore[no-any-return]
 
     @property
     def last(self) -> datetime:
-        """The last attempt."""
+        """The time of the last attempt."""
         return self.stretches.item(-1, "end")  # type: ignore[no-any-return]
 
     @property
@@ -232,7 +232,7 @@ class Target:
 
     @property
     def last_good(self) -> datetime | None:
-        """The last answered attempt; None without any."""
+        """The time of the last answered attempt; None if none was answered."""
         return self.stretches.get_column("last_good").max()  # type: ignore[return-value]
 
     def _us(self, name: str) -> Instants:
@@ -248,7 +248,7 @@ class Target:
         return self._ends("shortest", "longest")
 
     def most_steps(self) -> tuple[float, float] | None:
-        """The range of at least nine in ten steps, in seconds; None for a single attempt."""
+        """A range with at least 90 % of the steps, in seconds; None for a single attempt."""
         return self._ends("low", "high")
 
     def _ends(self, least: str, most: str) -> tuple[float, float] | None:
@@ -312,9 +312,9 @@ class Target:
     ) -> Iterator[tuple[Instants, Mask]]:
         """The attempts (or the good ones) around steps that may be at least `factor` × the median.
 
-        Each excerpt has as many neighbors on either side as there are, and a mask of whether the
-        step to the next attempt is in question; the other steps are certain, or part of another
-        excerpt.
+        Each excerpt has `neighbors` on either side, as far as they exist, and a mask of whether the
+        step to the next attempt must be checked; the others are certainly shorter, or are checked
+        in another excerpt.
         """
         count = self.stretches.height
         answers = self._us("good" if is_good else "tried")

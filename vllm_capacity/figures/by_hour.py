@@ -1,12 +1,12 @@
-"""Long windows: figures of a range of hours are made from what each hour left behind.
+"""Long windows: figures of many hours are computed from hourly summaries instead of rows.
 
-A range of more than six hours is not read row by row. The frames that its pieces leave behind
+A range of more than six hours is not read row by row. The summaries of its pieces
 (figures/pieces.py) are computed once and stored next to the window, each under a hash of its source
-rows: a piece whose data did not change is never computed again, and late rows renew exactly the
-pieces that they touch. So the cost of an answer grows with its minutes, not with its scrapes.
+rows: a piece is computed again only if its data changed, so late rows renew exactly the pieces that
+they affect. The cost of an answer grows with the number of minutes, not of scrapes.
 
-Exact, as if from all rows: counts, bills, quantiles of histograms, restarts, gaps. Means of gauges
-differ by the hold time of one scrape at each hour boundary, and steps are minutes.
+Exact, as if from all rows: counts, bills, histogram quantiles, restarts, gaps. Means of gauges
+differ by the hold time of one scrape at each hour boundary, and steps are one minute long.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from vllm_capacity.timerange import TimeRange
 FROM_HOURS = 6.0
 """A longer range is read by the hour, a shorter one row by row."""
 
-_VERSION, _LAYOUT = version("vllm-capacity"), 4  # of the code, and of what a piece leaves behind
+_VERSION, _LAYOUT = version("vllm-capacity"), 4  # of the code, and of the summaries
 _HASH_DIGITS = 24
 OF_ALL_ROWS = ("relabelled",)  # also depends on the rows between first and last
 _SMALL = ("series", "intake")
@@ -62,9 +62,9 @@ class Kept:
 
 @dataclass(frozen=True)
 class HourlyWindow(Window):
-    """A window whose figures of one range are made from what its pieces left behind.
+    """A window for figures of one range, computed from the summaries of its pieces.
 
-    Shipped queries read the rows at the ends of pieces; `hourly` gives the other frames. `sql`
+    Shipped queries read the rows at the ends of pieces; `hourly` returns the other frames. `sql`
     still reads every row.
     """
 
@@ -76,11 +76,11 @@ class HourlyWindow(Window):
 
     @property
     def resolution(self) -> str:
-        """Figures are made from what hours left behind."""
+        """Figures are computed from hourly summaries."""
         return "hour"
 
     def shipped_sql(self, package: str, name: str, params: Mapping[str, object]) -> pl.DataFrame:
-        """The answer to a shipped query, from what the pieces left behind."""
+        """The result of a shipped query, from the summaries of the pieces."""
         if name in _ANSWERED:
             return _ANSWERED[name](self, params)
         if name in OF_ALL_ROWS and self._is_relabelled:
@@ -88,7 +88,7 @@ class HourlyWindow(Window):
         return asked(self.ends, query_text(package, name), params, window=self.name)
 
     def hourly(self, name: str, *, everywhere: bool = False) -> pl.DataFrame:
-        """The named frame of all pieces in the range (or of the window), in order."""
+        """The named frame of the range's pieces in order; of all if `everywhere`."""
         key = (name, everywhere)
         if key not in self._frames:
             found = _together(self.pieces if everywhere else self._inside, name)
@@ -110,7 +110,7 @@ class HourlyWindow(Window):
 
     @cached_property
     def _is_relabelled(self) -> bool:
-        """Whether ingestion noted relabelled series, which only all rows show."""
+        """Whether ingestion noted relabeled series, which summaries do not show."""
         return is_relabelled(self)
 
     @cached_property
@@ -124,20 +124,20 @@ class HourlyWindow(Window):
 
 
 def is_relabelled(window: Window) -> bool:
-    """Whether ingestion noted relabelled series, which only all rows show (`OF_ALL_ROWS`)."""
+    """Whether ingestion noted relabeled series: these need all rows (`OF_ALL_ROWS`)."""
     noted = window.sql("select count(*) from intake where \"check\" in ('respelled', 'relabelled')")
     return bool(noted.item())
 
 
 def is_read_by_hour(window: Window, time_range: TimeRange) -> bool:
-    """Whether figures of the range are made from what its hours left behind."""
+    """Whether figures of the range are computed from hourly summaries."""
     return time_range.hours > FROM_HOURS and window.grain == "scrape"
 
 
 def by_hour(
     window: Window, time_range: TimeRange, *, rows_per_piece: int = ROWS_PER_PIECE
 ) -> Window:
-    """The window to use for figures of the range: by the hour if the range is long.
+    """The window to use for figures of the range: with hourly summaries if the range is long.
 
     Entries that are not stored yet are computed, in pieces of about `rows_per_piece` rows.
     """
@@ -156,7 +156,7 @@ def by_hour(
 def kept_pieces(window: Window, pieces: Sequence[Piece], shelf: Shelf) -> Iterator[Kept]:
     """Every piece of the window in order, from its stored entry or computed now.
 
-    Pieces cut by an end of the range are computed each time: ranges are many, and hours few.
+    Pieces cut by an end of the range are not stored: there are many ranges, but few hours.
     """
     digests = Digests(window.path)
     shelf.fetch({piece.hour for piece in pieces if not piece.is_cut})
@@ -174,7 +174,7 @@ def kept_pieces(window: Window, pieces: Sequence[Piece], shelf: Shelf) -> Iterat
 
 
 class Digests(dict[str, str]):
-    """The hashes of files whose hash a window does not list, each file read once."""
+    """The hashes of files that a window lists without a hash; each file is read once."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -196,20 +196,20 @@ def key_of(piece: Piece, base: str, digests: Digests) -> str:
 
 
 def base_in(before: Entry | None) -> Base:
-    """The base of a piece, which the entry before it holds; empty without one."""
+    """The base of a piece, from the entry of the piece before it; empty if there is none."""
     if before is None:
         return NO_BASE
     return Base(before.frame("base_samples"), before.frame("base_histograms"))
 
 
 def keep(frames: Frames, shelf: Shelf, key: str | None) -> Entry:
-    """The entry of a piece's frames, stored under the key; in memory without one."""
+    """The entry of a piece's frames: stored under the key, or in memory without a key."""
     base = Base(frames["base_samples"], frames["base_histograms"]).digest
     return Entry(frames, base) if key is None else shelf.keep(key, base, frames)
 
 
 def connected(window: Window, pieces: Sequence[Kept]) -> Database:
-    """Views of the rows at the ends of pieces, under the names of a window's tables."""
+    """A database of the rows at the ends of pieces, as views named like a window's tables."""
     own = database()
     with own.cursor() as cursor:
         for table in _SMALL:
@@ -251,7 +251,7 @@ def _attempts(window: HourlyWindow, params: Mapping[str, object]) -> pl.DataFram
 
 
 def kept_attempts(pieces: Sequence[Kept], params: Mapping[str, object]) -> pl.DataFrame:
-    """attempts.sql, from stretches."""
+    """The result of attempts.sql, from stretches."""
     found = Attempts.put_together(
         _together(pieces, "attempts"), lambda: _together(pieces, "attempt_steps")["steps"]
     )
@@ -260,7 +260,7 @@ def kept_attempts(pieces: Sequence[Kept], params: Mapping[str, object]) -> pl.Da
 
 
 def _scrape_increases(window: HourlyWindow, params: Mapping[str, object]) -> pl.DataFrame:
-    """scrape_increases.sql for the step counters, by the piece."""
+    """The result of scrape_increases.sql: from summaries for step counters, else from all rows."""
     metrics = list(params["metrics"])  # type: ignore[call-overload]
     if not set(metrics) <= set(traffic.STEP_COUNTERS):
         return Window.shipped_sql(window, "figures", "scrape_increases", params)
@@ -277,7 +277,7 @@ def _scrape_increases(window: HourlyWindow, params: Mapping[str, object]) -> pl.
 
 
 def _settled(increases: pl.DataFrame, window: Window) -> pl.DataFrame:
-    """The increases without starts of series that did not begin at 0."""
+    """The increases, without first values of series that did not start at zero."""
     key = ["metric", "instance", "engine", "labels"]
     series = window.named_sql("figures", "series")
     born = series.filter(pl.col("starts_at_zero").fill_null(False)).select(key)
@@ -297,9 +297,9 @@ def _fastest_means(window: HourlyWindow, params: Mapping[str, object]) -> pl.Dat
 def same_processes(
     window: Window, some_rows: Database | None, params: Mapping[str, object]
 ) -> pl.DataFrame:
-    """same_processes.sql: from all rows, but only if some of them do not refute every pair.
+    """The result of same_processes.sql; reads all rows only if `some_rows` leave a possible pair.
 
-    One count grows through any selection of its samples, so a pair that some refute is none.
+    The count of one process grows over any selection of samples, so some rows can rule a pair out.
     """
     name, possible = "same_processes", {**params, "fewest": 0}
     if some_rows is not None:

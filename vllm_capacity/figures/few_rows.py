@@ -1,9 +1,9 @@
 """A window with few rows: they are read once, and shipped queries are answered from them.
 
-Planning a query takes DuckDB longer than answering it from some ten thousand rows, and an analysis
-has twenty. So the rows of a small window stay in memory, sorted by series and time, and most
-queries are answered from their positions (sorted_rows.py); ingestion notes and labels are a handful
-of rows anyway. The SQL of each query is its definition: the answers are bit-for-bit the same.
+DuckDB takes longer to plan a query than to answer it from some ten thousand rows, and an analysis
+runs twenty queries. So the rows of a small window stay in memory, sorted by series and time, and
+most queries are answered from row positions (sorted_rows.py); ingestion notes and labels are only a
+handful of rows. The SQL remains the definition of each query: results are bit-for-bit the same.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ _OTHER_NOTES = (*_RELABELLED, "contradicted", "uncounted", "untimed")
 
 @dataclass(frozen=True)
 class FewRows(SortedWindow):
-    """A window with all rows in memory; what they do not answer simply, its files do."""
+    """A window with all rows in memory; its files are read only for the more complex queries."""
 
     notes: pl.DataFrame = field(default_factory=pl.DataFrame)
     """The ingestion notes, in no order."""
 
     def shipped_sql(self, package: str, name: str, params: Mapping[str, object]) -> pl.DataFrame:
-        """The answer to a shipped query."""
+        """The result of a shipped query."""
         answered = _ANSWERED.get(name)
         found = None if answered is None else answered(self, params)
         return super().shipped_sql(package, name, params) if found is None else found
 
 
 def with_few_rows(window: Window) -> Window:
-    """The window, which keeps its answers: from rows in memory if they are few."""
+    """The window with cached query results, computed from rows in memory if there are few."""
     rows = sum(file.rows for file in window.manifest.files if file.table in TABLES)
     if window.manifest.origin is not None or rows > MAX_ROWS:
         return window.remembering()

@@ -1,8 +1,8 @@
 """Gauges: running, waiting and KV-cache usage, over scrape times and engines.
 
-A value holds from its scrape to the next one, but no longer than a gap's threshold. Means are
-weighted by that time, so a scrape interval that changes inside the window does not bias them. With
-an even interval this is the plain mean over samples.
+A value is valid from its scrape to the next one, but no longer than the gap threshold (its hold
+time). Means are weighted by hold time, so a change of the scrape interval within the window does
+not bias them. With an even interval, they equal the plain mean over samples.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Gauges:
 
 
 def gauge_samples(window: Window, metrics: list[str], *, time_range: TimeRange) -> pl.DataFrame:
-    """The samples in the part: metric, instance, engine, model_name, labels, ts, value."""
+    """The samples in the time range: metric, instance, engine, model_name, labels, ts, value."""
     wanted = GAUGES if set(metrics) <= set(GAUGES) else metrics
     found = window.named_sql(
         "figures", "gauge_samples", metrics=list(wanted), start=time_range.start, end=time_range.end
@@ -100,9 +100,8 @@ def _summed_minutes(minutes: pl.DataFrame, metric: str) -> Gauge:
 def summed(samples: pl.DataFrame, attempts: pl.DataFrame, metric: str) -> pl.DataFrame:
     """A gauge summed over engines at every scrape time: columns ts, value, hold_seconds.
 
-    At each good scrape of any target, the latest sample of every engine counts, while it holds
-    (`hold_seconds`) and unless its target has failed to answer since. Empty if the gauge was not
-    observed.
+    At each good scrape of any target, the latest sample of every engine counts, within its hold
+    time and unless its target has failed to answer since. Empty if the gauge was not observed.
     """
     rows = samples.filter(pl.col("metric") == metric).select("instance", "engine", "ts", "value")
     failed = attempts.filter(~pl.col("is_good")).select("instance", "ts")
@@ -110,7 +109,7 @@ def summed(samples: pl.DataFrame, attempts: pl.DataFrame, metric: str) -> pl.Dat
     ends = pl.concat([down, _ends_of_holding(rows)]).with_columns(value=pl.lit(0.0))
     known = pl.concat([rows, ends]).sort("ts")
     change = pl.col("value") - pl.col("value").shift(1, fill_value=0.0).over("instance", "engine")
-    # The cost of a running sum of changes depends on the samples, not on the number of engines.
+    # A running sum of changes: its cost grows with the samples, not with the number of engines.
     total = (
         known.with_columns(change=change)
         .group_by("ts", maintain_order=True)
@@ -122,11 +121,11 @@ def summed(samples: pl.DataFrame, attempts: pl.DataFrame, metric: str) -> pl.Dat
 
 
 def _ends_of_holding(rows: pl.DataFrame) -> pl.DataFrame:
-    """When an engine's samples stop holding without a newer one: instance, engine, ts."""
+    """The times at which an engine's sample expires without a newer one: instance, engine, ts."""
     ends = [rows.select("instance", "engine", "ts").clear()]
     for own in rows.sort("ts").partition_by("instance", "engine", maintain_order=True):
         if own.height < 2:
-            continue  # how long a single sample holds is unknown
+            continue  # the hold time of a single sample is unknown
         held = hold_seconds(own.get_column("ts")).to_numpy()
         times = own.get_column("ts").to_physical().to_numpy()
         until = times[:-1] + (held[:-1] * 1e6).astype(np.int64)
@@ -148,7 +147,7 @@ def gauge_of(rows: pl.DataFrame) -> Gauge:
 
 
 def held(samples: pl.DataFrame, metric: str) -> pl.DataFrame:
-    """The samples of a gauge and how long each held: ts, value, hold_seconds; not summed."""
+    """The samples of a gauge, with the hold time of each: ts, value, hold_seconds; not summed."""
     rows = samples.filter(pl.col("metric") == metric)
     parts = [
         own.select("ts", "value", hold_seconds=hold_seconds(own.get_column("ts")))

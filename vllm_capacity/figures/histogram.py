@@ -1,23 +1,23 @@
-"""Exact results from a histogram (quantile bounds, shares, merging), and its best estimates.
+"""Exact results (quantile bounds, shares, merging) and best estimates from a histogram.
 
 Pure functions over `edges` (finite upper bounds, ascending) and `counts` (per bucket, not
 cumulative, one longer than `edges`: the last is the overflow bucket). Counts may be fractional.
 
-The estimate: how observations are most likely distributed inside buckets, where linear
-interpolation misleads. In vLLM's 10 to 20 s bucket of time to first token, it gave 17 s for a p95
-that was 11.8 s. A histogram holds more information than one bucket's count:
+The estimate is of how observations are distributed inside buckets, where linear interpolation
+misleads: in vLLM's 10 to 20 s bucket of TTFT, interpolation gave 17 s for a p95 of 11.8 s. But a
+histogram contains more information than one bucket's count:
 
 1. The cumulative counts at the edges are exact. A monotone cubic through them (Fritsch and Butland
    1984, as in SciPy's PCHIP) distributes each bucket's observations as its neighbors suggest:
    towards the fuller neighbor, away from an empty one.
-2. The sum is known too. If it is possible (between the minimum and the maximum that the buckets
+2. The sum is known, too. If it is possible (between the minimum and the maximum that the buckets
    allow: vLLM #49135 corrupts sums), the density in every bucket is multiplied by the same power of
-   x, chosen so that the mean comes out right; every bucket keeps its count.
-3. Quantiles are read off, inside their bucket.
+   x, chosen so that the mean is right; every bucket keeps its count.
+3. Quantiles are read from this density, inside their bucket.
 
 Of the interpolants and tilts tried, this one was best on the load steps of a recorded sweep; other
-captures confirm it (tests/figures/test_quantile_estimate.py). Why not SciPy for step 1: importing
-it takes half a second, half of what a whole `figures` call may take.
+captures confirm it (tests/figures/test_quantile_estimate.py). Step 1 does not use SciPy: importing
+it takes half a second, which is half of the limit for a whole `figures` call.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import numpy.typing as npt
 
 from vllm_capacity.errors import InputError
 
-_CELLS = 64  # cells per bucket: more change quantiles by less than a thousandth
+_CELLS = 64  # cells per bucket: more of them change quantiles by less than a thousandth
 _STEEPEST = 1e5  # the power at which even a narrow tilted bucket is a point mass
 _HALVINGS = 36  # gives the power to within a few millionths
 _TRACE = 1e-12  # minimum share of a bucket in each cell, so that a tilt can reach it
@@ -111,7 +111,7 @@ def _end_slope(width: float, next_width: float, secant: float, next_secant: floa
 
 
 def _tilted(masses: Floats, xs: Floats, inside: Floats, total: float) -> Floats:
-    """The masses times the power of x that gives them the sum `total`; every row keeps its own sum.
+    """The masses times the power of x that makes their sum `total`; every row keeps its mass.
 
     Unchanged if no distribution in these buckets has that sum.
     """
@@ -183,7 +183,7 @@ def bucket_quantiles(edges: Sequence[float], counts: Floats, q: float) -> Floats
 def quantile_bounds(
     edges: Sequence[float], counts: Sequence[float], q: float
 ) -> tuple[float | None, float | None]:
-    """The edges of the bucket that holds the `q` quantile: the true value lies between them.
+    """The edges of the bucket that contains the `q` quantile: the true value lies between them.
 
     The first bucket begins at 0, or at its own edge if that is below 0. In the overflow bucket the
     upper bound is None; if nothing was observed, both are.

@@ -1,6 +1,6 @@
-"""Latency histograms: their increase over a part, merged over engines, and quantiles with bounds.
+"""Latency histograms: their increase in a time range, merged over engines; quantiles with bounds.
 
-Also how a request's time divides into queueing, prefill and decode.
+Also how a request's time is divided into queueing, prefill and decode.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ def histogram_increases(
 ) -> list[Increase]:
     """The exact increase of each histogram, one entry per (series, step) with a sample in it.
 
-    Without `step_seconds` the part is a single step, 0. After a restart, the full state of the new
-    run counts.
+    Without `step_seconds` the whole time range is one step, 0. After a restart, the full state of
+    the new run counts.
     """
     states = histogram_states(window, metrics, time_range, step_seconds)
     return [increase for own in _series_steps(states, metrics) for increase in own.increases()]
@@ -134,9 +134,9 @@ class SeriesSteps:
     def mean_seconds(self) -> Floats:
         """The mean observation in each step; NaN if there is none or the sum is impossible.
 
-        A sum must be possible given its buckets, with every observation at the lower or at the
-        upper edge of its bucket (vLLM #49135 adds uptime-sized values). The overflow bucket has no
-        upper edge.
+        A sum is possible if it lies between those with every observation at the lower edge and at
+        the upper edge of its bucket (vLLM #49135 adds uptime-sized values). The overflow bucket has
+        no upper edge.
         """
         observed = np.cumsum(self.counts, axis=1)[:, -1]
         edges = np.asarray(self.edges)
@@ -237,7 +237,7 @@ def _matrix(lists: pl.Series) -> Floats:
 def histogram_states(
     window: Window, metrics: Sequence[str], time_range: TimeRange, step_seconds: float | None
 ) -> pl.DataFrame:
-    """The states of the histograms at the end of each step; the common ones in one query."""
+    """The states of the histograms at the end of each step; one query for the usual metrics."""
     together = (*HISTOGRAMS, *LENGTHS) if step_seconds is None else STEP_HISTOGRAMS
     wanted = together if set(metrics) <= set(together) else tuple(metrics)
     return window.named_sql(
@@ -364,10 +364,11 @@ def latency(increases: Sequence[Increase]) -> Latency:
 
 
 def sound_total(increases: Sequence[Increase], time_range: TimeRange) -> float | None:
-    """The seconds that latency histograms observed in the part; None if the sum cannot be right.
+    """The sum of the latencies in the time range, in seconds; None if it cannot be right.
 
-    That is so if it is negative, or above the part's length times the observations: vLLM #49135
-    adds uptime-sized values. 0 if a histogram exists but observed nothing.
+    It cannot be if it is negative, or above the length of the time range times the number of
+    observations: vLLM #49135 adds uptime-sized values. 0 if a histogram exists but observed
+    nothing.
     """
     if not increases:
         return None
@@ -399,7 +400,7 @@ PHASES = {"queue": QUEUE, "prefill": PREFILL, "decode": DECODE}
 
 @dataclass(frozen=True)
 class Phase:
-    """One phase of the finished requests of a part, summed over the requests.
+    """One phase of the requests that finished in a time range, summed over the requests.
 
     `mean_seconds` is per request; `share_ratio` is this phase's share of the time of all phases,
     0..1. All three are None if the phase was not observed; the share also if any phase was not.
@@ -412,11 +413,11 @@ class Phase:
 
 
 def phases(window: Window, *, time_range: TimeRange) -> tuple[Phase, ...]:
-    """Queue, prefill and decode of the requests that finished in the part, in this order.
+    """Queue, prefill and decode of the requests that finished in the time range, in this order.
 
-    Means are exact (a histogram's sum ÷ its count). Time that a preempted request waits again
-    counts in the phase that it was preempted from: vLLM ends the queue phase when a request is
-    first scheduled.
+    Means are exact (a histogram's sum ÷ its count). The time for which a preempted request waits
+    again counts in the phase in which it was preempted: vLLM ends the queue phase when a request
+    is first scheduled.
     """
     increases = histogram_increases(window, list(PHASES.values()), time_range=time_range)
     totals: dict[str, float | None] = {}

@@ -1,22 +1,22 @@
-"""Bounds of what servers may have counted unseen, and so is in no figure.
+"""Bounds on what servers may have counted without a scrape reading it: no figure includes it.
 
-No scrape sees what a process counts between its last scrape and its end: at a restart, at an outage
-without return and, if it does not report its start time, before its first scrape. The amount
-depends on load that was not observed, so earlier rates do not bound it. These, together, do:
+No scrape reads what a process counts between its last scrape and its end (at a restart, or at an
+outage without return) or, if it does not report its start time, before its first scrape. The amount
+depends on load that was not observed, so earlier rates do not bound it. The sum of these does:
 
 1. the requests that ran and waited at the last scrape, because they may have finished;
-2. the most that finished between any two scrapes of the window, because clients may all leave at
+2. the maximum that finished between any two scrapes of the window, because clients may all leave at
    once;
 3. for the time since then, the maximum that a server can do: as many requests as it can run at once
-   (as many of this kind as its KV cache holds), each as fast as the fastest stretch seen, or the
-   highest rate of any minute if that is more. If telemetry does not give places or latencies, the
-   highest rate of any scrape interval.
+   (as many of this kind as fit into its KV cache), each as fast as the fastest stretch seen, or the
+   highest rate of any minute if that is higher. If telemetry does not show this number or the
+   latencies, the highest rate of any scrape interval.
 
-The lower bound is 0: the process may have ended at once.
+The lower bound is 0: the process may have ended right after its last scrape.
 
-Scrapes that were left out because a clock was set are in no figure either. For a single process the
-amount is known exactly, from its counters. If a process ended while a clock was set, it is unknown
-how long it went on, and there is no upper bound.
+Figures also lack scrapes that were left out because a clock was set. For a single process, that
+amount is known exactly from its counters. If a process ended while a clock was set, it is unknown
+how long it kept running, so there is no upper bound.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from vllm_capacity.timerange import TimeRange
 TOKENS = (GENERATION_TOKENS, PROMPT_TOKENS)
 COUNTED = (REQUESTS, *TOKENS)
 STRETCH = {E2E: 20, ITL: 200}  # minimum observations for a mean
-_MIN_KV_RATIO = 0.02  # from this usage on, it shows how many requests fit into the cache
+_MIN_KV_RATIO = 0.02  # lower usage does not show how many requests fit into the cache
 
 
 @dataclass(frozen=True, repr=False)
@@ -72,22 +72,22 @@ class Lost(Record):
 
 @dataclass(frozen=True)
 class Pace:
-    """The most that one server counted between two scrapes, and the most it can count per second.
+    """The maximum that one server counted between two scrapes, and that it can count per second.
 
-    `per_second` is None if no rate was ever seen.
+    `per_second` is None if no rate was ever observed.
     """
 
     burst: float
     per_second: float | None
 
     def most(self, seconds: float) -> float:
-        """The most that it can count in that time."""
+        """The maximum that it can count in that time."""
         return self.burst + seconds * (self.per_second or 0.0)
 
 
 @dataclass(frozen=True)
 class Ceiling:
-    """The most that one server of the window can have done; `places` is its concurrent requests."""
+    """The maximum that one server can have done; `places`: the requests that it can run at once."""
 
     requests: Pace
     output_tokens: Pace
@@ -99,12 +99,12 @@ class Ceiling:
 
 @dataclass(frozen=True)
 class Unread:
-    """A stretch in which a server may have counted unseen, with bounds of how much.
+    """A time in which a server may have counted without being read, with bounds on the amount.
 
     `running` and `waiting` are the requests at the last scrape before it; both None if there is
     none (late, clock). `why` is restart, outage, late (ended by the first scrape) or clock (scrapes
     were left out because a clock was set, somewhere in the window). The bounds `requests` and
-    `tokens` are whole numbers, as counts are; both None if the elapsed time is unknown.
+    `tokens` are whole numbers, like counts; both None if the elapsed time is unknown.
     """
 
     instance: str
@@ -120,19 +120,19 @@ class Unread:
 
 @dataclass(frozen=True)
 class Losses:
-    """All losses of a part that may be in no figure, and the basis of their bounds."""
+    """Everything that figures of a time range may lack, and the basis of the bounds."""
 
     stretches: tuple[Unread, ...]
     basis: str
 
     @property
     def requests(self) -> Lost:
-        """Bounds of lost finished requests."""
+        """Bounds on lost finished requests."""
         return self._all([each.requests for each in self.stretches])
 
     @property
     def tokens(self) -> Lost:
-        """Bounds of lost prompt and output tokens together."""
+        """Bounds on lost prompt and output tokens together."""
         return self._all([each.tokens for each in self.stretches])
 
     def _all(self, bounds: Sequence[int | None]) -> Lost:
@@ -142,7 +142,7 @@ class Losses:
         return Lost(0.0, high, "; ".join(reasons))
 
     def of(self, instance: str, why: str) -> list[Unread]:
-        """The stretches of one target and kind, in order."""
+        """The unread times of one target and kind, in order."""
         return [one for one in self.stretches if (one.instance, one.why) == (instance, why)]
 
 
@@ -154,7 +154,7 @@ def losses(
     restarts: Sequence[Restart],
     outages: Sequence[Outage],
 ) -> Losses:
-    """What may be in no figure of the part; no stretch if every process was read to its end."""
+    """What figures of the time range may lack; nothing if every process was read to its end."""
     late = _late(window, time_range, attempts)
     untimed = window.named_sql("figures", "untimed")
     unread, basis = _left_out(window, untimed, time_range=time_range), ""
@@ -177,9 +177,9 @@ def losses(
 
 
 def _restart_spell(restart: Restart, is_set: bool) -> tuple[str, str, datetime, datetime]:
-    """How long the old process may have gone on; if the clock `is_set`, the new start is not used.
+    """How long the old process may have kept running; ignores the new start if a clock `is_set`.
 
-    A process reports its start by its server's clock, and that time is not moved as timestamps are.
+    A process reports its start by its server's clock, which is not corrected as timestamps are.
     """
     end = None if is_set else restart.started
     return restart.instance, "restart", restart.before, end or restart.after
@@ -188,7 +188,7 @@ def _restart_spell(restart: Restart, is_set: bool) -> tuple[str, str, datetime, 
 def _left_out(window: Window, untimed: pl.DataFrame, *, time_range: TimeRange) -> list[Unread]:
     """How much counters increased in scrapes that were left out, by target.
 
-    Unknown for a target whose clock was set and whose processes cannot be put in order.
+    Unknown for a target if its clock was set and its processes cannot be put in order.
     """
     counted = window.named_sql("figures", "uncounted", metrics=[REQUESTS, *TOKENS])
     doubtful = [] if untimed.is_empty() else list(doubtful_addresses(window))
@@ -210,7 +210,7 @@ def _left_out(window: Window, untimed: pl.DataFrame, *, time_range: TimeRange) -
 
 
 def ceiling(window: Window) -> Ceiling:
-    """The most that one server can have done, judged from the whole window."""
+    """The maximum that one server can have done, judged from the whole window."""
     increases, paces = (window.hourly(name, everywhere=True) for name in ("increases", "paces"))
     if increases is None or paces is None:
         increases = traffic.scrape_increases(window, COUNTED, time_range=window.extent)
@@ -248,7 +248,7 @@ def fastest_means(window: Window) -> pl.DataFrame:
 
 
 def _fastest_mean(window: Window, metric: str, least: int) -> float | None:
-    """The lowest mean of a latency over a stretch, else over all observations; None without any.
+    """The lowest mean of a latency over a stretch, else over all observations; None if none.
 
     For a window in pieces, the lowest of their means: a bound should err on the fast side.
     """
@@ -271,7 +271,7 @@ def _basis(requests: Pace, places: float | None) -> str:
 
 
 def scrape_paces(increases: pl.DataFrame) -> pl.DataFrame:
-    """The most that each target counted, from increases between scrapes.
+    """The maximum that each target counted, from increases between scrapes.
 
     One row per target and metric: `burst` between two scrapes, `per_second` between two scrapes at
     least a second apart, `per_second_of_minute` over the scrapes of a clock minute.
@@ -296,7 +296,7 @@ def scrape_paces(increases: pl.DataFrame) -> pl.DataFrame:
 
 
 def _pace(paces: pl.DataFrame, metric: str, able: float | None) -> Pace:
-    """The pace of a counter; `able` is the rate that the places allow, None if unknown."""
+    """The pace of a counter; `able`: the rate if all places are used, None if unknown."""
     own = paces.filter(pl.col("metric") == metric)
     burst, rate, of_minute = (
         own.get_column(name).max() for name in ("burst", "per_second", "per_second_of_minute")
@@ -309,7 +309,7 @@ def _pace(paces: pl.DataFrame, metric: str, able: float | None) -> Pace:
 def _places(window: Window) -> tuple[float, bool]:
     """How many requests one server can run at once, and whether telemetry shows it.
 
-    It does if a cache in use shows how many would fit; else the most that ran at once is returned.
+    It does if a cache in use shows how many would fit; else returns the maximum that ran at once.
     """
     rows = window.hourly("places", everywhere=True)
     if rows is None:
@@ -326,7 +326,7 @@ def _places(window: Window) -> tuple[float, bool]:
 
 
 def engine_places(window: Window, *, time_range: TimeRange) -> pl.DataFrame:
-    """The data on how many requests each engine can run: instance, engine, `most` that ran.
+    """Data on how many requests each engine can run: instance, engine, `most` (maximum that ran).
 
     `running` and `kv_cache_ratio` are sums over the scrapes in which its cache was in use.
     """
@@ -355,7 +355,7 @@ def _with_load(
 ) -> pl.DataFrame:
     """The spells, with the requests running and waiting at the last scrape before each of them.
 
-    Columns: instance, why, start, end, running, waiting (over its engines; null if unobserved).
+    Columns: instance, why, start, end, running, waiting (summed over engines; null if unobserved).
     """
     instant = pl.Datetime("us", "UTC")
     texts = {"instance": pl.String, "why": pl.String}
@@ -377,7 +377,7 @@ def _with_load(
 def _after_last_scrape(
     row: dict[str, Any], found: Ceiling, untimed: Sequence[tuple[datetime, str]]
 ) -> Unread:
-    """The most that a process counted after its last scrape; `untimed`: why that may be unknown."""
+    """The maximum counted by a process after its last scrape; `untimed`: why it may be unknown."""
     instance, why, start, end = row["instance"], row["why"], row["start"], row["end"]
     running, waiting = row["running"] or 0.0, row["waiting"] or 0.0
     reasons = [reason for ts, reason in untimed if start < ts <= end]
@@ -390,14 +390,14 @@ def _after_last_scrape(
 
 
 def _most_tokens(seconds: float, running: float, requests: float, found: Ceiling) -> float:
-    """Prompt tokens of all requests that can have started, plus output: one more token for each."""
+    """Tokens: prompts of all requests that can have started, output, one per running request."""
     prompts = (requests + found.places) * found.prompt_tokens_per_request
     output = running + found.output_tokens.most(seconds)
     return output + max(prompts, found.prompt_tokens.most(seconds))
 
 
 def _late(window: Window, time_range: TimeRange, attempts: pl.DataFrame | Attempts) -> pl.DataFrame:
-    """Targets first scraped well after the part began that do not report when they started.
+    """Targets first scraped well after the time range began that do not report their start.
 
     One row per target: instance, start, first (its first good scrape), and the requests and tokens
     that it had counted by then.
@@ -420,7 +420,7 @@ def _late(window: Window, time_range: TimeRange, attempts: pl.DataFrame | Attemp
         return counted.with_columns(start=since)
     inside = Attempts.of(attempts).since(time_range.start)
     seconds = (pl.col("first") - since).dt.total_microseconds() / 1e6
-    # Medians over a long time are costly; their bounds decide for nearly all targets.
+    # Medians over a long time are costly; bounds on them are enough for nearly all targets.
     bounds = [ends for own in inside.targets.values() if (ends := own.most_steps())]
     least, most = (max((ends[which] for ends in bounds), default=0.0) for which in (0, 1))
     counted = counted.filter(seconds > GAP_FACTOR * least)
@@ -431,7 +431,7 @@ def _late(window: Window, time_range: TimeRange, attempts: pl.DataFrame | Attemp
 
 
 def _before_first_scrape(row: dict[str, Any], found: Ceiling) -> Unread:
-    """What it counted since the part began: at most its whole count, or what it can have done."""
+    """What a late target counted since the start: at most its whole count, or what it can do."""
     start, first = row["start"], row["first"]
     seconds = (first - start).total_seconds()
     requests, tokens = row["requests"], row["tokens"]

@@ -48,17 +48,17 @@ class Make:
 
     @property
     def kv_dtype(self) -> str:
-        """The type of its KV cache, as it reports; auto if it does not."""
+        """The type of its KV cache as reported; auto if not reported."""
         return self.settings.get("cache_dtype", "auto")
 
     @property
     def kv_tokens(self) -> float | None:
-        """How many tokens its KV cache holds, as it reports; None if it does not."""
+        """The size of its KV cache in tokens as reported; None if not reported."""
         block = _number(self.settings.get("block_size"))
         return None if self.kv_blocks is None or block is None else self.kv_blocks * block
 
     def is_like(self, other: Make) -> bool:
-        """Whether both can be replicas of one another: nothing known of both differs."""
+        """Whether both can be replicas of each other: nothing that is known of both differs."""
         both = self.settings.keys() & other.settings.keys()
         return (
             self.model_name == other.model_name
@@ -103,7 +103,7 @@ def of_engines(rows: pl.DataFrame, names: Collection[str]) -> pl.DataFrame:
 
 
 def alike(engines: Sequence[str], makes: Mapping[str, Make]) -> list[list[str]]:
-    """The engines in groups of one make, in order; each is like the first of its group."""
+    """The engines grouped by make, in order; each is like the first of its group."""
     groups: list[list[str]] = []
     for engine in engines:
         group = next((own for own in groups if makes[own[0]].is_like(makes[engine])), None)
@@ -125,13 +125,13 @@ def target_labels(window: Window) -> dict[str, dict[str, str]]:
 
 
 def speculating(window: Window) -> frozenset[tuple[str, str | None]]:
-    """The engines that draft tokens, by instance and engine: only they have such counters."""
+    """The engines with speculative decoding, as (instance, engine): only they count drafts."""
     rows = window.named_sql("figures", "makes", metrics=[DRAFT_TOKENS])
     return frozenset((instance, engine) for instance, engine, _ in rows.iter_rows())
 
 
 def _labels(window: Window, metrics: Sequence[str]) -> dict[tuple[str, str | None], dict[str, str]]:
-    """The labels of these families by instance and engine; None for a whole server's labels."""
+    """The labels of these families by (instance, engine); engine None for server-wide labels."""
     rows = window.named_sql("figures", "makes", metrics=list(metrics))
     labels: dict[tuple[str, str | None], dict[str, str]] = {}
     for instance, engine, text in rows.iter_rows():

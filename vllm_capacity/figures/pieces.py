@@ -1,15 +1,15 @@
-"""What a piece of a window leaves behind: the frames from which figures of a long range are made.
+"""The summary of a piece of a window: the frames from which figures of a long range are computed.
 
-A piece is an hour of the clock, or several if rows are few. It is computed from its own rows and
-its base, the last rows of each series before it. Because the base is known, nothing has to be
-stitched afterwards: the frames of pieces are concatenated.
+A piece is one clock hour, or several if there are few rows. Its summary is computed from its own
+rows and its base, the last rows of each series before it. Because of the base, the frames of
+consecutive pieces only have to be concatenated.
 
 - `samples`, `histograms`: the rows at the ends of the piece, for every run in it, and those next to
   a restart or a gap. Queries about totals and lifetimes give the same result on them as on all
   rows.
-- `attempts`: every scrape attempt of every job, as stretches (figures/attempts.py): which job's
-  count, all attempts of a window decide; `attempt_steps`: the steps between those of each. `steps`:
-  engine steps of a minute.
+- `attempts`: every scrape attempt of every job, as stretches (figures/attempts.py), because only
+  the whole window shows which job's attempts count; `attempt_steps`: the steps between them.
+  `steps`: engine steps of one minute.
 - `increases`: increases of the step counters by hour; `requests`: finished ones by minute.
 - `latency`: increases of latency histograms by minute, all engines together; `gauges`: likewise.
 - `paces`, `places`, `fastest_means`: the inputs of loss bounds.
@@ -54,12 +54,12 @@ ROWS_PER_PIECE = 400_000
 
 _MIDNIGHT = datetime(2000, 1, 1, tzinfo=UTC)
 _PARTS_OF_A_DAY = (1, 2, 3, 4, 6, 8, 12, 24)
-_BASE_ROWS, _BASE_SECONDS = 12, 65  # of what intervals and the best minute are told by
+_BASE_ROWS, _BASE_SECONDS = 12, 65  # enough for intervals and the best minute
 _UP = "up"
 _LONG_BASE = (_UP, RUNNING, GENERATION_TOKENS)
 _LOAD = (RUNNING, WAITING)
-_OF_THE_SCRAPER = (_UP, "scrape_duration_seconds")  # scraped or not, these have a sample
-_SEEN = (RUNNING, GENERATION_TOKENS, REQUESTS, KV_CACHE)  # by engines, of which one row tells
+_OF_THE_SCRAPER = (_UP, "scrape_duration_seconds")  # have a sample even if a scrape fails
+_SEEN = (RUNNING, GENERATION_TOKENS, REQUESTS, KV_CACHE)  # of engines: one row is enough
 _FRESH = timedelta(minutes=5)
 _MINUTE = "1m"
 
@@ -69,9 +69,9 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Piece:
-    """A time range of one or several hours of the clock, and the window's files with its rows.
+    """A time range of one or more clock hours, and the window's files with its rows.
 
-    `is_cut`: an end of the requested range cuts it.
+    `is_cut`: whether an end of the requested range cuts it.
     """
 
     time_range: TimeRange
@@ -134,10 +134,10 @@ NO_BASE = Base(
 def pieces_of(
     window: Window, time_range: TimeRange, *, rows_per_piece: int = ROWS_PER_PIECE
 ) -> list[Piece]:
-    """The window cut at hours of the clock and at the ends of the range, in order.
+    """The window cut at clock hours and at the ends of the range, in order.
 
-    A piece is an hour, or as many hours as make up a part of a day and have about that many rows
-    together. Hours without rows have no piece.
+    A piece is one hour, or a number of hours that divides a day, with about `rows_per_piece` rows.
+    Hours without rows have no piece.
     """
     whole, hours = window.extent, _hours(window.manifest)
     length = timedelta(hours=_hours_per_piece(hours, rows_per_piece))
@@ -145,7 +145,7 @@ def pieces_of(
     found = []
     for begin, own in groupby(sorted(hours), key=lambda hour: hour - (hour - _MIDNIGHT) % length):
         files = tuple(file for hour in own for file in hours[hour])
-        # Rows that a pull carried in from before its start are a piece, too: the next builds on it.
+        # Rows that a pull carried in from before its start are a piece, too: a base for the next.
         first = begin if window.begin == whole.start else max(begin, whole.start)
         last = min(begin + length, whole.end)
         cuts = {border for border in borders if first < border < last}
@@ -167,7 +167,7 @@ def _hours(manifest: Manifest) -> dict[datetime, list[File]]:
 
 
 def _hours_per_piece(hours: Mapping[datetime, Sequence[File]], rows: int) -> int:
-    """How many hours give a piece of about `rows` rows: the cost is mostly per piece.
+    """How many hours have about `rows` rows: most of the cost is per piece.
 
     Uses the mean over the window, so that one row more or less does not change the pieces.
     """
@@ -176,7 +176,7 @@ def _hours_per_piece(hours: Mapping[datetime, Sequence[File]], rows: int) -> int
 
 
 def computed(window: Window, piece: Piece, base: Base) -> Frames:
-    """Every frame that the piece leaves behind, by name."""
+    """Every frame of the piece's summary, by name."""
     time_range = piece.time_range
     series = window.named_sql("figures", "series")
     rows = all_rows(window, piece)
@@ -207,7 +207,7 @@ def computed(window: Window, piece: Piece, base: Base) -> Frames:
 
 
 def own_base(window: Window, piece: Piece) -> Base:
-    """The base that the piece's rows alone leave for the next one, to be added to its own base."""
+    """The next piece's base from this piece's rows alone, to be combined with this piece's base."""
     series = window.named_sql("figures", "series")
     return base_after(NO_BASE, all_rows(window, piece), series)
 
@@ -233,10 +233,10 @@ def _rows(window: Window, piece: Piece, table: str) -> pl.DataFrame:
 
 
 def _own_window(window: Window, series: pl.DataFrame, rows: Base, base: Base) -> Window:
-    """A window of the data for steps and restarts, in the piece and its base.
+    """A window with the data for steps and restarts, from the piece and its base.
 
-    A series that starts in it counts from 0; whether that is right is decided when the frames are
-    read (`_growth`).
+    A series that starts in it is taken to count from 0; whether it does is decided when the frames
+    are read (`_growth`).
     """
     whole, seen = (
         series.filter(pl.col("metric").is_in(metrics)).get_column("series_id").to_numpy()
@@ -293,10 +293,11 @@ def stored(connection: duckdb.DuckDBPyConnection, name: str, frame: pl.DataFrame
 
 
 def _attempts(rows: Base, base: Base, series: pl.DataFrame) -> pl.DataFrame:
-    """Every scrape attempt in the piece and its base: instance, ts, is_good, source; sorted so.
+    """Every scrape attempt in the piece and its base: instance, ts, source, is_good.
 
-    As attempts.sql; but `source` is null for the times of a target's samples before its first `up`:
-    they count as attempts as long as there is no `up` (`_of_one_kind`).
+    Sorted by instance, source, ts. As in attempts.sql, but `source` is null for the times of a
+    target's samples before its first `up`: they count as attempts only if it has no `up`
+    (`_of_one_kind`).
     """
     both = (base.samples, rows.samples)
     is_up = pl.col("metric") == _UP
@@ -329,7 +330,7 @@ def _attempts(rows: Base, base: Base, series: pl.DataFrame) -> pl.DataFrame:
 
 
 def _of_one_kind(tried: pl.DataFrame) -> pl.DataFrame:
-    """The attempts as attempts.sql gives them: of a target with `up`, no times of samples."""
+    """The attempts as in attempts.sql: without times of samples for targets with `up`."""
     is_watched = pl.col("source").is_not_null().any().over("instance")
     return (
         tried.filter(pl.col("source").is_not_null() | ~is_watched)
@@ -339,7 +340,7 @@ def _of_one_kind(tried: pl.DataFrame) -> pl.DataFrame:
 
 
 def _last_answers(tried: pl.DataFrame) -> pl.DataFrame:
-    """The last good attempt of each job at each target: instance, ts. It may begin an outage."""
+    """The last good attempt of each job at each target: instance, ts. An outage may follow it."""
     good = tried.filter("is_good")
     return good.group_by("instance", "source").agg(pl.col("ts").max()).drop("source")
 
@@ -350,7 +351,7 @@ def _last_answers(tried: pl.DataFrame) -> pl.DataFrame:
 def base_after(before: Base, rows: Base, series: pl.DataFrame) -> Base:
     """The base of the next piece: the last rows of each series until then.
 
-    `rows` are those of a piece, or the base that they leave alone (`own_base`). Both give the same
+    `rows` are those of a piece, or the base from them alone (`own_base`). Both give the same
     result, so the bases of pieces can be computed in parallel and combined in order.
     """
     long = series.filter(pl.col("metric").is_in(_LONG_BASE)).get_column("series_id").to_numpy()
@@ -375,12 +376,12 @@ def _last(before: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _ends(rows: Base, base: Base) -> pl.DataFrame:
-    """The last row of every histogram's run, and its first if it is not continued from the base."""
+    """The last row of every histogram's run, and the first if the base does not have the run."""
     return rows.histograms.filter(pl.Series(_is_end(rows.histograms, base.histograms)))
 
 
 def _is_end(rows: pl.DataFrame, base: pl.DataFrame) -> Mask:
-    """Where a (series, run) ends, and where one begins that does not continue from the base."""
+    """Whether each row ends a (series, run), or begins one that does not continue from the base."""
     ids, runs = rows["series_id"].to_numpy(), rows["run"].to_numpy()
     if not ids.size:
         return np.zeros(0, bool)
@@ -403,10 +404,10 @@ def _run_before(base: pl.DataFrame, series_ids: NDArray[np.int64]) -> NDArray[np
 def _end_samples(
     rows: pl.DataFrame, base: pl.DataFrame, series: pl.DataFrame, last_answers: pl.DataFrame
 ) -> pl.DataFrame:
-    """The rows at both ends of runs; of gauges also the first.
+    """The rows at both ends of runs; for gauges, also the first row of each series.
 
-    Of load also those before silences and at the last answers (instance, ts). For process starts,
-    each time at which a target's start changes.
+    For load, also the rows before silences and at the last answers (instance, ts). For process
+    starts, the rows on both sides of a change of a target's start.
     """
     ends = rows.filter(pl.Series(_is_end(rows, base)))
     known = series.select("series_id", "kind", "metric", "instance")
@@ -424,7 +425,7 @@ def _end_samples(
     changed = starts.filter((other | other.shift(-1).over("series_id")).fill_null(False))
     gap = pl.col("ts").shift(-1).over("series_id") - pl.col("ts")
     silent = load.filter(gap > scrapes.GAP_FACTOR * gap.median().over("series_id"))
-    # Requests running and waiting before a process ended, and every start time reported with it.
+    # Requests running and waiting when a run ended, and all start times reported at that time.
     ended = ends.join(known.filter(pl.col("kind") == "counter"), on="series_id")
     own = (frame.select("instance", "ts") for frame in (ended, changed, last_answers))
     times = pl.concat(own).unique()
@@ -441,8 +442,8 @@ def _end_samples(
 def _growth(increases: pl.DataFrame) -> pl.DataFrame:
     """The increase of each counter in each hour, one row each; series starts in separate rows.
 
-    A series start, without a scrape before it, counts from 0 only if the window says so for the
-    series.
+    A series start has no scrape before it; it counts only if the window has `starts_at_zero` for
+    the series.
     """
     key = ("metric", "instance", "engine", "model_name", "labels")
     return increases.group_by(
@@ -454,7 +455,7 @@ def _growth(increases: pl.DataFrame) -> pl.DataFrame:
 
 
 def _requests(increases: pl.DataFrame, *, since: datetime) -> pl.DataFrame:
-    """Finished requests in each minute, by labels, all engines together; series starts apart."""
+    """Finished requests per minute, by labels, all engines together; series starts separately."""
     own = increases.filter(pl.col("metric") == REQUESTS).with_columns(
         pl.col("ts").dt.truncate(_MINUTE).clip(lower_bound=since),
         is_birth=pl.col("ts_before").is_null(),

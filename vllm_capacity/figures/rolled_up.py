@@ -1,13 +1,13 @@
 """Rolling up a window's hours ahead of time, with several workers.
 
 A piece of a window depends on its base, the last rows before it, so the obvious way is one piece
-after another (by_hour.py). Working in parallel takes two passes over a batch of pieces: first,
-workers find the base that each piece leaves by its own rows alone, and these are combined in order;
-then, with the base of each piece known, workers compute the pieces and store their entries. The
-entries are byte-for-byte the same.
+after another (by_hour.py). Working in parallel takes two passes over a batch of pieces. First,
+workers extract from the rows of each piece what it adds to the next piece's base, and these are
+combined in order. Then the base of each piece is known, and workers compute the pieces and store
+their entries. The entries are byte-for-byte the same.
 
-Each entry is stored as soon as it is made, under a key of its inputs: a killed run resumes where it
-stopped, and concurrent runs make the same entries.
+Each entry is stored as soon as it is computed, under a hash of its inputs: after a killed run, the
+next one continues where it stopped, and concurrent runs produce the same entries.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class RolledUp:
-    """How many pieces of a window have entries, and how many of these were made by this run."""
+    """How many pieces of a window have entries, and how many of these this run made."""
 
     pieces: int
     made: int
@@ -74,9 +74,9 @@ def roll_up(
 ) -> RolledUp:
     """Make the entries that figures of the whole window read, unless they are stored already.
 
-    Without `workers`, in this process, one after another. Zero pieces for a window whose figures
-    are read from its rows (up to six hours, or downsampled to minutes). InputError if entries
-    cannot be stored.
+    Without `workers`, they are made in this process, one after another. Returns zero pieces if
+    figures of the window are read from its rows (up to six hours, or downsampled to minutes).
+    InputError if entries cannot be stored.
     """
     if not is_read_by_hour(window, window.extent):
         return RolledUp(0, 0)
@@ -119,7 +119,7 @@ def _by_batches(
 ) -> int:
     """Make the missing entries and return their number; batches start at the first missing one."""
     digests = Digests(window.path)
-    base: Base | str = NO_BASE  # a key: the entry holds the base
+    base: Base | str = NO_BASE  # a key: the base is in its entry
     rests_on = NO_BASE.digest
     done = made = 0
     while done < len(pieces):

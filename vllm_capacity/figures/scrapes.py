@@ -53,7 +53,7 @@ def merged(attempts: pl.DataFrame) -> pl.DataFrame:
 
 
 def _by_turns(own: pl.DataFrame) -> pl.DataFrame:
-    """The attempts, split into two sources if long and short steps alternate (unnamed grids)."""
+    """The attempts, split into two unnamed sources if long and short steps alternate."""
     steps = own.get_column("ts").diff().dt.total_microseconds().to_numpy()[1:].astype(float)
     if not _is_alternating(steps):
         return own
@@ -62,7 +62,7 @@ def _by_turns(own: pl.DataFrame) -> pl.DataFrame:
 
 
 def _is_alternating(steps: np.ndarray) -> bool:
-    """Whether long and short steps (µs) take turns."""
+    """Whether long and short steps (µs) alternate."""
     if steps.size < _MIN_STEPS:
         return False
     pairs = steps[1:] + steps[:-1]
@@ -101,7 +101,7 @@ def _one_grid(own: pl.DataFrame) -> pl.DataFrame:
 
 
 def _with_distant(known: Instants, more: Instants, seconds: float) -> Instants:
-    """The known instants, and of more, in order, each with none within `seconds` of it so far."""
+    """The known instants, plus those of `more` that have no kept one within `seconds`; sorted."""
     kept: list[int] = []
     for each in more[~_is_near(known, more, seconds)].tolist():
         if not (kept and (each - kept[-1]) / 1e6 < max(seconds, _INSTANT_SECONDS)):
@@ -152,11 +152,11 @@ class Restart:
 
 @dataclass(frozen=True)
 class Outage:
-    """A target with no further good scrape until the end of a part."""
+    """A target with no further good scrape until the end of a time range."""
 
     instance: str
     last_good: datetime
-    end: datetime  # the latest time to which it may have continued
+    end: datetime  # the latest time until which it may have run
     failed: int  # failed scrapes since; 0 if scraping stopped
     median_seconds: float  # between its scrapes
 
@@ -190,7 +190,7 @@ class Interruption:
 
 @dataclass(frozen=True)
 class ScrapeCount:
-    """How often a target was scraped and answered; an even grid has `missed` more attempts."""
+    """How often a target was scraped and answered; an even grid would have `missed` more."""
 
     instance: str
     attempts: int
@@ -217,8 +217,8 @@ class ScrapeCount:
 def attempts(window: Window, *, end: datetime) -> pl.DataFrame:
     """Every scrape attempt before `end`: instance, ts, is_good; sorted by instance and time.
 
-    If several jobs scrape a target, the attempts of one of them; those of the others count only
-    where that one had no answer (see the module).
+    If several jobs scrape a target, these are the attempts of one job; those of the others count
+    only where that one had no answer (see the module docstring).
     """
     return merged(window.named_sql("figures", "attempts", end=end))
 
@@ -230,7 +230,7 @@ def attempt_stretches(window: Window, *, end: datetime) -> Attempts:
 
 
 def _on_one_grid(kept: Attempts, end: datetime) -> Attempts:
-    """The attempts of every source before `end`, on one grid per target; as `merged` does.
+    """The attempts of every source before `end`, on one grid per target, as by `merged`.
 
     Only the targets that may have several grids are unpacked.
     """
@@ -240,10 +240,10 @@ def _on_one_grid(kept: Attempts, end: datetime) -> Attempts:
 
 
 def _may_have_several_grids(own: Target) -> bool:
-    """Whether a target's attempts have several sources, or long and short steps that take turns.
+    """Whether a target's attempts have several sources, or alternate between long and short steps.
 
-    They do not take turns if nine in ten steps are about equally long: then most of every second
-    step are, too.
+    Steps do not alternate if nine in ten are about equally long: then most of every second step
+    are, too.
     """
     if own.stretches.get_column("source").n_unique() > 1:
         return True
@@ -254,10 +254,10 @@ def _may_have_several_grids(own: Target) -> bool:
 def engines(
     window: Window, *, time_range: TimeRange, attempts: pl.DataFrame | Attempts
 ) -> pl.DataFrame:
-    """The engines of the part: instance, engine, model_name; one row per engine.
+    """The engines of the time range: instance, engine, model_name; one row per engine.
 
-    An engine is a pair of target and `engine` label. It belongs to the part if its target was
-    scraped in the part and the engine had been seen before the part's end.
+    An engine is a pair of target and `engine` label. It belongs to the time range if its target was
+    scraped in it and the engine was seen before its end.
     """
     seen = window.named_sql("figures", "engines", end=time_range.end)
     targets = Attempts.of(attempts).targets
@@ -273,8 +273,9 @@ def billed_hours(
 
     Columns: instance, engine, model_name, hours, billed_start, billed_end.
 
-    From its target's last attempt before the part (else its first inside) to its last before the
-    end. Failed attempts and restarts count, because the GPU is paid for while vLLM is down.
+    Billed from the target's last attempt before the time range (else its first one inside) to its
+    last one before the end. Failed attempts and restarts count, because the GPU is paid for while
+    vLLM is down.
     """
     known = Attempts.of(attempts)
     base = {name: own.last for name, own in known.before(time_range.start).targets.items()}
@@ -314,14 +315,14 @@ def long_steps(seconds: np.ndarray, factor: float) -> tuple[np.ndarray, np.ndarr
 
 
 def _medians(ascending: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The median of so many values at the start of each row; `nanmedian` has a slow import."""
+    """The median of the first `counts` values of each row; `nanmedian` is slow to import."""
     rows = np.arange(counts.size)
     low, high = ascending[rows, (counts - 1) // 2], ascending[rows, counts // 2]
     return np.asarray((low + high) / 2)
 
 
 def scrape_counts(attempts: pl.DataFrame | Attempts, *, time_range: TimeRange) -> list[ScrapeCount]:
-    """Scrape counts of each target in the part, by target; targets never scraped are left out."""
+    """Scrape counts of each target in the time range, by target; only of scraped targets."""
     return [
         ScrapeCount(name, own.tried, own.good, missed(own), own.median_seconds())
         for name, own in Attempts.of(attempts).since(time_range.start).targets.items()
@@ -329,7 +330,7 @@ def scrape_counts(attempts: pl.DataFrame | Attempts, *, time_range: TimeRange) -
 
 
 def missed(target: Target) -> int:
-    """How many more attempts an even grid would have between these; judged step by step."""
+    """How many more attempts an even grid would have between these, counted step by step."""
     if target.tried < 3:
         return 0
     found = 0
@@ -343,9 +344,9 @@ def missed(target: Target) -> int:
 
 
 def hold_seconds(ts: pl.Series) -> pl.Series:
-    """How long a value scraped at each time holds: to the next scrape, at most a gap's threshold.
+    """How long each scraped value is valid: to the next scrape, at most for the gap threshold.
 
-    The last value holds for the median interval; a single one for one second.
+    The last value is valid for the median interval; a single one for one second.
     """
     if ts.len() < 2:
         return pl.Series([1.0] * ts.len(), dtype=pl.Float64)
@@ -357,7 +358,7 @@ def hold_seconds(ts: pl.Series) -> pl.Series:
 
 
 def gaps(attempts: pl.DataFrame | Attempts, *, time_range: TimeRange) -> list[Gap]:
-    """The gaps of every target that touch the part, in order."""
+    """The gaps of every target that overlap the time range, in order."""
     found: list[Gap] = []
     for instance, own in Attempts.of(attempts).targets.items():
         if own.good < 3:
@@ -409,11 +410,11 @@ def _covers(gap: Gap, restart: Restart) -> bool:
 def outages(
     window: Window, *, time_range: TimeRange, attempts: pl.DataFrame | Attempts
 ) -> list[Outage]:
-    """The targets that answered in the part and then not again until its end, in order.
+    """The targets that answered in the time range and then not again until its end, in order.
 
-    A target that failed to the end may have run until then; one that was no longer scraped, while
-    others were, for the threshold of a gap. If the same process answers after the part, the target
-    only has a gap.
+    A target with failed scrapes to the end may have run until then; one that was no longer scraped,
+    while others were, for the gap threshold. If the same process answers after the time range, the
+    target only has a gap.
     """
     returned = _returned(window, time_range)
     targets = Attempts.of(attempts).targets
@@ -436,18 +437,18 @@ def outages(
 
 
 def _may_be_long(seconds: float, own: Target) -> bool:
-    """Whether a silence may be a gap, without the median over a long time, which is costly."""
+    """Whether a silence may be a gap; avoids the costly median over a long time."""
     ends = own.extreme_steps()
     return ends is None or seconds > GAP_FACTOR * ends[0]
 
 
 def longest_median(targets: Iterable[Target]) -> float:
-    """The longest of the targets' median intervals, in seconds; 0 for none."""
+    """The longest of the targets' median intervals, in seconds; 0 without targets."""
     return max((own.median_seconds() for own in targets), default=0.0)
 
 
 def _returned(window: Window, time_range: TimeRange) -> set[str]:
-    """The targets that answer after the part with the process that they had at its end."""
+    """The targets that answer after the time range with the same process as at its end."""
     later = window.named_sql("figures", "good_after", end=time_range.end).get_column("instance")
     if later.is_empty():
         return set()
@@ -456,11 +457,11 @@ def _returned(window: Window, time_range: TimeRange) -> set[str]:
 
 
 def restarts(window: Window, *, time_range: TimeRange | None = None) -> list[Restart]:
-    """The restarts whose first scrape afterwards lies in the part (or all), by target, in order.
+    """The restarts with their next scrape in the time range (None: all), by target, in order.
 
-    Found by value (each fall of a counter narrows a restart to the time since the sample before),
-    and by the start time that a process reports. Falls that one restart explains are one restart: a
-    labelled child may reappear long afterwards.
+    Found by falling counters (a restart lies between the fall and the sample before it), and by the
+    start times that processes report. Falls that one restart explains count as one restart: a
+    labeled child may reappear long afterwards.
     """
     falls: dict[str, list[tuple[datetime, datetime]]] = {}
     for instance, before, after in window.named_sql("figures", "run_starts").iter_rows():
@@ -479,7 +480,7 @@ def restarts(window: Window, *, time_range: TimeRange | None = None) -> list[Res
 
 
 def doubtful_addresses(window: Window) -> dict[str, str]:
-    """The targets whose start times do not give an order of processes, and why (processes.py)."""
+    """The targets with start times that do not show the order of processes, and why."""
     lives = _lives(window).drop_nulls("doubt")
     return dict(lives.select("instance", "doubt").iter_rows())
 
@@ -521,7 +522,7 @@ def _last_before(
 ) -> datetime | None:
     """The last fall that begins before `instant` and lasts until `since`: its start, or None.
 
-    `falls` are in order; `latest` has, for each, the latest end of it and the ones before.
+    `falls` are in order; `latest` has, for each, the latest end among it and those before it.
     """
     for at in range(bisect_left(falls, (instant,)) - 1, -1, -1):
         if latest[at] < since:

@@ -49,8 +49,8 @@ def per_step(window: Window, *, time_range: TimeRange, step_seconds: float) -> p
     (summed over engines), kv_cache_ratio_mean, kv_cache_ratio_max, output_tokens_per_second,
     prompt_tokens_per_second, requests_per_second, preemptions, finished_stop … finished_repetition
     (requests in the step), and for each of `LATENCIES`: X_p50_seconds, X_p95_seconds, each also
-    with _lower and _upper. Quantities that the steps of single engines also have (figures/steps.py)
-    use the same names there.
+    with _lower and _upper. Quantities that are also in the steps of single engines
+    (figures/steps.py) have the same names there.
     """
     grid = Grid(time_range, step_seconds)
     minutes = window.hourly("steps")
@@ -90,7 +90,7 @@ def _put_together(grid: Grid, frames: Iterable[pl.DataFrame]) -> pl.DataFrame:
 
 
 def _kept_frames(window: Window, minutes: pl.DataFrame, grid: Grid) -> Iterator[pl.DataFrame]:
-    """The same frames, from the entries that the hours of a long range left (figures/pieces.py)."""
+    """The same frames, from the hourly summaries of a long range (figures/pieces.py)."""
     placed = minutes.with_columns(step=grid.of("start"))
     touched = placed.group_by("step").agg(pl.col("is_gap", "is_restart").any())
     yield touched.filter(pl.col("is_gap") | pl.col("is_restart"))
@@ -180,7 +180,7 @@ def _rates(
 
 def _finished(steps: pl.DataFrame) -> Iterator[pl.DataFrame]:
     """Finished requests per step, one frame for each reason."""
-    labels = steps.select(pl.col("labels").unique())  # few: a month has millions of rows
+    labels = steps.select(pl.col("labels").unique())  # few, while a month has millions of rows
     reason = pl.col("labels").str.json_path_match("$.finished_reason")
     summed = (
         steps.lazy()

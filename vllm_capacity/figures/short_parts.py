@@ -1,10 +1,10 @@
-"""A short part of a long window in S3: the rows of its own hours, and the entries of the others.
+"""A short time range of a long window in S3: the rows of its hours, and summaries of the others.
 
-A range of six hours or less is read row by row, and a figure of it may depend on rows of any
-earlier hour. On a disk that takes a moment; from S3, the rows of a month would be copied for an
-hour of them. The entries that hours left behind (figures/by_hour.py) have the rows at their ends,
-on which most queries give the same result as on all rows. If a query does not, all rows are copied:
-answers are bit-for-bit the same.
+A range of up to six hours is read row by row, and its figures may depend on rows of any earlier
+hour. From a disk that is quick; from S3, the rows of a month would be copied for one hour. The
+hourly summaries (figures/by_hour.py) include the rows at the ends of each piece, on which most
+queries give the same result as on all rows. For other queries, all rows are copied. Results are
+bit-for-bit the same.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ _OF_THE_PART = ("scrape_increases", "gauge_samples", "adapters")  # per scrape, 
 
 @dataclass(frozen=True)
 class ShortPart(Window):
-    """A window of which a short part is read, scrape by scrape as from all rows.
+    """A window for figures of a short time range, with the same results as from all rows.
 
-    `here` has all rows of the pieces that the part touches, and the rows at the ends of all others;
-    `near` is the time range in which all rows are there. `sql` still reads every row.
+    `here` has all rows of the pieces that overlap the range, and the rows at the ends of all other
+    pieces; `near` is the time range of those with all rows. `sql` still reads every row.
     """
 
     pieces: tuple[Kept, ...] = ()
@@ -52,7 +52,7 @@ class ShortPart(Window):
     """Keeps others from removing the stored entries while this window is in use."""
 
     def shipped_sql(self, package: str, name: str, params: Mapping[str, object]) -> pl.DataFrame:
-        """The answer to a shipped query, from the rows in `here` or from all."""
+        """The result of a shipped query, from the rows in `here` or from all rows."""
         if self.here is None or self._needs_all_rows(name, params):
             return super().shipped_sql(package, name, params)
         if name == "attempts":
@@ -73,8 +73,8 @@ def as_read(
 ) -> Window:
     """The window to use for figures of the range, wherever it is stored.
 
-    By the hour if the range is long; else from rows in memory if they are few. For a short part of
-    a long window in S3, without copying all rows if the entries of all its hours are stored there.
+    It reads hourly summaries if the range is long, else rows in memory if there are few. For a
+    short range of a long window in S3, it avoids copying all rows if every hour's entry is there.
     """
     if is_read_by_hour(window, time_range):
         return by_hour(window, time_range, rows_per_piece=rows_per_piece)
@@ -130,7 +130,7 @@ def _kept(window: Window, pieces: Sequence[Piece], shelf: Shelf) -> list[Entry] 
 
 
 def _with_rows(window: Window, piece: Piece, entry: Entry) -> Entry:
-    """The entry of a piece with all of its rows instead of those at its ends."""
+    """The entry of a piece, with all of its rows instead of only those at its ends."""
     rows = all_rows(window, piece)
     kept = {name: entry.frame(name) for name in ("attempts", "attempt_steps")}
     frames = {"samples": rows.samples, "histograms": rows.histograms, **kept}

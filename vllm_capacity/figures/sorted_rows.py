@@ -2,7 +2,7 @@
 
 The rows of a piece of a window (pieces.py) are sorted by series and time, so the previous row is
 the row above, and each stretch of time begins where the last one ended. Most of a database's work
-for these queries, sorting and grouping, is already done. The answers are bit-for-bit the same.
+for these queries, sorting and grouping, is already done. The results are bit-for-bit the same.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class SortedRows:
     own: pl.DataFrame = field(default_factory=pl.DataFrame)
 
     def of(self, series_ids: pl.Series) -> tuple[pl.DataFrame, Indices]:
-        """The rows of these series in this order, each by time; and the series of each row."""
+        """The rows by series, in this order, and time; and per row, its index in `series_ids`."""
         parts, lengths = [self.own.clear()], []
         found = [_stretches(frame, series_ids) for frame in (self.base, self.own)]
         for before, own in zip(*found, strict=True):
@@ -56,7 +56,7 @@ class SortedRows:
 
 
 def _stretches(frame: pl.DataFrame, series_ids: pl.Series) -> list[tuple[int, int]]:
-    """The first row of each series, and its number of rows."""
+    """The index of the first row of each series, and its number of rows."""
     ids, wanted = frame["series_id"].to_numpy(), series_ids.to_numpy()
     starts, ends = np.searchsorted(ids, wanted), np.searchsorted(ids, wanted, side="right")
     return list(zip(starts.tolist(), (ends - starts).tolist(), strict=True))
@@ -64,14 +64,14 @@ def _stretches(frame: pl.DataFrame, series_ids: pl.Series) -> list[tuple[int, in
 
 @dataclass(frozen=True)
 class SortedWindow(Window):
-    """A window of a piece's rows: answers some queries from them, the rest from a database."""
+    """A window over a piece's rows: some queries read these directly, the rest use a database."""
 
     series: pl.DataFrame = field(default_factory=pl.DataFrame)
     samples: SortedRows = field(default_factory=SortedRows)
     histograms: SortedRows = field(default_factory=SortedRows)
 
     def shipped_sql(self, package: str, name: str, params: Mapping[str, object]) -> pl.DataFrame:
-        """The answer to a shipped query."""
+        """The result of a shipped query."""
         answered = _ANSWERED.get(name)
         if answered is None:
             return super().shipped_sql(package, name, params)
@@ -187,7 +187,7 @@ def is_first(which: Indices) -> Mask:
 
 
 def stretch_ends(*keys: NDArray[Any]) -> tuple[Indices, Indices]:
-    """The first and the last row of each stretch of consecutive rows with equal keys."""
+    """The indices of the first and the last row of each stretch of rows with equal keys."""
     rows = keys[0].size
     changes = np.logical_or.reduce([key[1:] != key[:-1] for key in keys])
     firsts = np.append(0, np.flatnonzero(changes) + 1)[: max(1, rows) if rows else 0]

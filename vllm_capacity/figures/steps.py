@@ -78,10 +78,10 @@ Rates are means over the step, `at_ceiling_share` is the share of the scrapes wi
 
 @dataclass(frozen=True)
 class Grid:
-    """Even steps of a part; step k is [start + k·seconds, start + (k+1)·seconds).
+    """Even steps of a time range; step k is [start + k·seconds, start + (k+1)·seconds).
 
-    `holes` are the first and last of those even steps that are one long step here, in order: so the
-    number of steps depends on the scrapes, not on the length of the part.
+    `holes` are runs of even steps that are merged into one long step, as (first, last), in order:
+    the number of steps thus depends on the scrapes, not on the length of the time range.
     """
 
     time_range: TimeRange
@@ -102,7 +102,7 @@ class Grid:
 
     @cached_property
     def _evenly(self) -> pl.Series:
-        """The even step at which each step begins, and the last one ends."""
+        """The even step at which each step begins; the last entry is the end of the last step."""
         begins = [0, *(last + 1 for _, last in self.holes)]
         ends = [*(first + 1 for first, _ in self.holes), self.time_range.steps(self.seconds) + 1]
         parts = [np.arange(a, b) for a, b in zip(begins, ends, strict=True)]
@@ -110,7 +110,7 @@ class Grid:
 
     @property
     def count(self) -> int:
-        """The number of steps; the last one holds the rest of the part."""
+        """The number of steps; the last one includes the rest of the time range."""
         return self._evenly.len() - 1 if self.holes else self.time_range.steps(self.seconds)
 
     @property
@@ -119,12 +119,12 @@ class Grid:
         return round(self.seconds * 1e6)
 
     def of(self, column: str) -> pl.Expr:
-        """The step of each instant; -1 before the part."""
+        """The step of each instant; -1 before the time range."""
         since = pl.col(column) - pl.lit(self.time_range.start).dt.convert_time_zone("UTC")
         return self.placed(since.dt.total_microseconds().floordiv(self.us).cast(pl.Int64))
 
     def placed(self, even: pl.Expr) -> pl.Expr:
-        """The step that contains an even step; -1 before the part."""
+        """The step that contains an even step; -1 before the time range."""
         if self.holes:
             step = pl.lit(self._evenly).search_sorted(even, side="right").cast(pl.Int64) - 1
         else:
@@ -132,7 +132,7 @@ class Grid:
         return step.clip(lower_bound=-1, upper_bound=self.count - 1)
 
     def starts(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """The frame with `start` and `end` of its `step`, from 0 on."""
+        """The frame with the `start` and `end` of each row's `step`, which is 0 or more."""
         start, end = (self._instant(pl.col("step") + ahead) for ahead in (0, 1))
         is_last = pl.col("step") == self.count - 1
         last = pl.lit(self.time_range.end).dt.cast_time_unit("us").dt.convert_time_zone("UTC")
@@ -247,8 +247,8 @@ def engine_steps(
 ) -> pl.DataFrame:
     """The data points for saturation, one row per (engine, step), in order.
 
-    For all engines, or `only` for one, by its name. More than 120 consecutive steps without an
-    attempt are one step.
+    For all engines, or for the one named `only`. More than 120 consecutive steps without an attempt
+    are one step.
 
     Columns: `STEP_SCHEMA`; null where a step has no sample. Empty without an engine.
     """
@@ -267,15 +267,15 @@ def _of_engine(steps: pl.DataFrame, name: str | None) -> pl.DataFrame:
     if name is None:
         return steps
     instance, _, engine = name.rpartition("/")
-    is_own = pl.col("engine").fill_null("None") == engine  # engine names spell a missing label so
+    is_own = pl.col("engine").fill_null("None") == engine  # so engine names spell a missing label
     return steps.filter((pl.col("instance") == instance) & is_own)
 
 
 def minute_steps(window: Window, *, time_range: TimeRange, attempts: pl.DataFrame) -> pl.DataFrame:
     """The engine steps of a piece of the window, one minute each (figures/pieces.py).
 
-    Like `engine_steps`, except for the ceiling, which a piece alone does not know: instead of
-    `at_ceiling_share` there are the counts that it is made of (`_QUEUED`).
+    Like `engine_steps`, except that the ceiling cannot be known from one piece: instead of
+    `at_ceiling_share` there are the counts that it is computed from (`_QUEUED`).
     """
     return _wide_steps(window, time_range, Grid(time_range, MINUTE_SECONDS), attempts)
 
@@ -283,7 +283,7 @@ def minute_steps(window: Window, *, time_range: TimeRange, attempts: pl.DataFram
 def _by_engine(parts: Iterable[pl.DataFrame]) -> pl.DataFrame:
     """The steps of each engine in order of time, from parts in that order (`minute_steps`).
 
-    Of a month this is the largest frame of all: its parts go as their engines are put together.
+    For a month this is the largest frame of all: the parts of an engine are freed once joined.
     """
     engines: dict[tuple[Any, ...], list[pl.DataFrame]] = {}
     for part in parts:
@@ -297,9 +297,9 @@ def _by_engine(parts: Iterable[pl.DataFrame]) -> pl.DataFrame:
 def _with_ceiling(steps: pl.DataFrame) -> pl.DataFrame:
     """The steps of one engine with the columns of `STEP_SCHEMA`; computes `at_ceiling_share`.
 
-    At the ceiling are scrapes within one request of the engine's maximum. As requests are whole
-    numbers, a step has such scrapes only if its own maximum is the engine's (then those within one
-    of it) or one less (then those at it).
+    Scrapes within one request of the engine's maximum are at the ceiling. As requests are whole
+    numbers, a step has such scrapes only if its own maximum equals the engine's (then those within
+    one of it) or is one less (then those at it).
     """
     own, most = pl.col("running_max"), pl.col("running_max").max()
     at_ceiling = (
@@ -350,7 +350,7 @@ def _unobserved(steps: pl.DataFrame) -> pl.DataFrame:
 
 
 def _engine_runs(steps: pl.DataFrame) -> Indices:
-    """The first of each run of consecutive steps of one engine."""
+    """The index of the first step of each run of consecutive steps of one engine."""
     is_other = pl.any_horizontal(pl.col(name).ne_missing(pl.col(name).shift()) for name in _ENGINE)
     is_first = steps.select(is_other | (pl.int_range(pl.len()) == 0)).to_series()
     return np.flatnonzero(is_first.to_numpy())
@@ -359,8 +359,8 @@ def _engine_runs(steps: pl.DataFrame) -> Indices:
 def engine_frames(steps: pl.DataFrame) -> dict[str, pl.DataFrame]:
     """The steps of each engine, in time order, by name (`instance/engine`).
 
-    They are slices of the frame if the steps of each engine are contiguous, as in an analysis: a
-    month of many engines is not copied.
+    They are slices of the frame if the steps of each engine are contiguous, as in an analysis, so
+    that a month of many engines is not copied.
     """
     firsts = _engine_runs(steps)
     runs = steps.select(_ENGINE)[firsts].with_columns(
@@ -482,7 +482,7 @@ def _gauge_steps(window: Window, time_range: TimeRange, grid: Grid) -> pl.DataFr
 def _minute_gauge_steps(
     window: Window, time_range: TimeRange, grid: Grid, names: dict[str, str]
 ) -> pl.DataFrame:
-    """The same from a downsampled window's minutes, where most shares of scrapes are unknown."""
+    """`_gauge_steps` from a downsampled window's minutes; most shares of scrapes are unknown."""
     minutes = gauges.gauge_minutes(window, list(names.values()), time_range=time_range)
     own = {name: pl.col("metric") == metric for name, metric in names.items()}
     means = {
@@ -538,8 +538,8 @@ def _rate_steps(
 def _best_minutes(increases: pl.DataFrame, grid: Grid) -> pl.DataFrame:
     """The highest mean output over a minute that ends in each step: instance, engine, step, rate.
 
-    A minute lies between two scrapes, regardless of steps: as short as they allow, but no shorter.
-    Null in steps before the end of the first minute.
+    A minute lies between two scrapes, regardless of steps: the shortest such time of a minute or
+    more. Null in steps before the end of the first minute.
     """
     tokens = (
         increases.filter(pl.col("metric") == GENERATION_TOKENS)

@@ -1,6 +1,6 @@
-"""Counters: their exact increase over the whole window or any part of it.
+"""Counters: their exact increase over the whole window or any time range of it.
 
-Also failures, as far as vLLM exposes them: each has its definition and its blind spot.
+Also failures, as far as vLLM exposes them, each with its definition and its blind spot.
 
 vLLM exports no total of received requests and no failure counter, so a failure rate cannot be
 computed by subtraction. Available are: HTTP answers, requests that the engine ended with an error,
@@ -64,14 +64,14 @@ SUCCESSFUL_REASONS = ("stop", "length", "repetition")
 def counter_increases(
     window: Window, metrics: Sequence[str], *, time_range: TimeRange
 ) -> pl.DataFrame:
-    """The exact (anchored) increase of each counter series over the part.
+    """The exact (anchored) increase of each counter series over the time range.
 
-    One row per series with a sample in the part: series_id, metric, instance, engine, model_name,
-    labels, starts_at_zero, increase (in the counter's unit), base_ts and last_ts, the two scrapes
-    that the increase lies between. Empty if nothing was observed. Source: PromQL's `increase …
-    anchored`.
+    One row per series with a sample in the time range: series_id, metric, instance, engine,
+    model_name, labels, starts_at_zero, increase (in the counter's unit), base_ts and last_ts, the
+    two scrapes between which it increased. Empty if nothing was observed. Source: PromQL's
+    `increase … anchored`.
     """
-    # Each analysis asks for several of these: fetching all of them takes one pass over the samples.
+    # An analysis needs several of these; fetching all of them takes one pass over the samples.
     wanted = COUNTERS if set(metrics) <= set(COUNTERS) else tuple(metrics)
     found = window.named_sql(
         "figures",
@@ -88,7 +88,7 @@ def scrape_increases(
 ) -> pl.DataFrame:
     """The increase of each counter from scrape to scrape.
 
-    One row per (series, scrape) in the part: metric, instance, engine, model_name, labels,
+    One row per (series, scrape) in the time range: metric, instance, engine, model_name, labels,
     ts_before, ts, increase; null at a first scrape without a base.
     """
     wanted = STEP_COUNTERS if set(metrics) <= set(STEP_COUNTERS) else tuple(metrics)
@@ -161,7 +161,7 @@ def prefix_cache_hit_ratio(increases: pl.DataFrame) -> float | None:
     return None
 
 
-# Paths that answer with tokens; the others (health, models, tokenize …) say nothing about serving.
+# Paths that do inference; the others (health, models, tokenize …) are irrelevant to serving.
 _GENERATES = "completions|responses|messages|generate|embeddings|score|rerank"
 
 
@@ -181,7 +181,7 @@ class Failures(Figures):
 
 
 def failures(window: Window, *, time_range: TimeRange) -> Failures:
-    """The known failures in the part."""
+    """The known failures in the time range."""
     increases = traffic.counter_increases(window, traffic.COUNTERS, time_range=time_range)
     return Failures(
         http_5xx_ratio=_http_share(
@@ -231,8 +231,8 @@ def _rejected(increases: pl.DataFrame) -> Estimate:
 def _abandoned(window: Window, increases: pl.DataFrame, time_range: TimeRange) -> Estimate:
     """Streams with a first token that never finished: first tokens − finished − still in flight.
 
-    The number in flight at either end lies between zero and all that ran there. Valid for parts
-    that are long compared to a request. Source: vLLM counts client disconnects nowhere.
+    The number in flight at either end lies between zero and all that ran there. Valid for time
+    ranges that are long compared to a request. vLLM does not count client disconnects.
     """
     first = latency.histogram_increases(window, [TTFT], time_range=time_range)
     finished = traffic.total(increases, REQUESTS)
