@@ -46,7 +46,7 @@ class Bucket:
         if not bucket or not all(prefix.split("/")):
             raise InputError(f"No window at {url!r}: expected s3://bucket/folder.")
         found = cls(bare)
-        found._files  # noqa: B018  says what is missing before anything is asked
+        found._files  # noqa: B018  raises now if something is missing
         return found
 
     @property
@@ -126,7 +126,7 @@ def failed(what: str, error: Exception) -> CapacityError:
         ProfileNotFound,
     )
 
-    # ValueError: an endpoint that is no URL.
+    # ValueError: an endpoint that is not a URL.
     not_given = (NoCredentialsError, PartialCredentialsError, ProfileNotFound, ValueError)
     kind = InputError if isinstance(error, not_given) else SourceError
     return kind(

@@ -10,8 +10,8 @@ that seems to fall would be taken for a restart. Steps:
 3. In each block, the order that contradicts the counters less is right. A contradiction is a
    counter that falls although its process did not restart, or a process start that goes back. So
    rows that arrived late are sorted by their stamps, which are right, and not changed otherwise. If
-   rows arrived late and a clock was set in one block, both orders are wrong, and the counters show
-   the right one.
+   rows arrived late and a clock was set in the same block, both orders are wrong, and the counters
+   show the right one.
 4. If the order by stamps is wrong, the clock was set. The scrapes on the shorter side of the step
    are moved by its size, assuming that the median interval passed between the two scrapes around
    it. A step forward that a later step back undoes is corrected in both places.
@@ -52,9 +52,9 @@ def correction(rows: Rows) -> Correction:
 def correction_in_parts(rows: RowsInParts) -> Correction:
     """The correction of the stamps of these rows.
 
-    It holds all counters of one doubtful target in memory at a time, and one series of each target
-    if some stamps are far from others. If the source does not know the order of arrival, parts must
-    be in order of time.
+    Keeps in memory all counters of one doubtful target at a time, and one series of each target if
+    some stamps are far from others. If the source does not know the order of arrival, parts must be
+    in order of time.
     """
     named = rows.series.select("series_id", "metric", "kind", "instance").unique("series_id")
     often = _frequent(rows, named)
@@ -97,7 +97,7 @@ def _frequent(rows: RowsInParts, named: pl.DataFrame) -> pl.DataFrame:
 def _orders(rows: RowsInParts, often: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
     """The order of the scrapes of each target (`_order`), and the UTC hours of all stamps.
 
-    Holds one scrape of each target from part to part. If parts are not in order of arrival, stamps
+    Keeps one scrape of each target from part to part. If parts are not in order of arrival, stamps
     count as going back: whether they do is then judged by all rows of the target.
     """
     found: list[pl.DataFrame] = []
@@ -172,7 +172,7 @@ def _own(rows: RowsInParts, without_strays: Correction, instance: str) -> Frames
 
 
 def _suspects(rows: RowsInParts, without_strays: Correction, orders: pl.DataFrame) -> list[str]:
-    """The targets whose stamps are, or may be, in another order than their scrapes."""
+    """The targets with stamps that are, or may be, in another order than their scrapes."""
     is_known = pl.col("first") < pl.col("last")
     unsure = orders.filter(~is_known).select("instance")
     back = orders.filter(is_known & pl.col("is_back"))["instance"].to_list()
@@ -180,7 +180,7 @@ def _suspects(rows: RowsInParts, without_strays: Correction, orders: pl.DataFram
 
 
 def _falling(rows: RowsInParts, without_strays: Correction, instances: pl.DataFrame) -> list[str]:
-    """The targets that report a process start, and whose counters or process start ever fall."""
+    """The targets that report a process start and have a counter or process start that falls."""
     named, is_start = without_strays.series, pl.col("metric") == PROCESS_START
     result = named.filter(is_start).join(instances, on="instance")
     grows = named.filter((pl.col("kind") == "counter") | is_start)

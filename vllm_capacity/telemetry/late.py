@@ -42,11 +42,11 @@ _HASH_DIGITS = 12
 
 
 def extend_window(path: Path, late: Rows) -> list[str]:
-    """Add late rows to the window at `path`; returns the hours whose data changed, in order.
+    """Add late rows to the window at `path`; returns the hours with changed data, in order.
 
-    Concurrent runs take turns; raises SourceError after waiting ten minutes for another. Unchanged
-    hours keep their files, and so their rollup. Raises WindowError for a downsampled window, which
-    holds minutes instead of samples.
+    Concurrent runs take turns; raises SourceError after waiting ten minutes for another run.
+    Unchanged hours keep their files, and so their rollup. Raises WindowError for a downsampled
+    window, which has minutes instead of samples.
     """
     busy = f"Another run is still adding to {path}; nothing was done. Try again later."
     place = workplace(path / WORKPLACE, busy=busy, patience_seconds=_PATIENCE_SECONDS)
@@ -94,7 +94,7 @@ def _joined_hours(held: Manifest, table: str, schema: dict[str, Any]) -> pl.Data
 
 
 def _joined(stored: Rows, late: Rows, *, begin: datetime | None) -> Rows:
-    """Both together; resets `starts_at_zero` of series whose first row is now a late one."""
+    """Both together; resets `starts_at_zero` of series that now begin with a late row."""
     older = pl.concat(
         [late.samples.select("series_id", "ts"), late.histograms.select("series_id", "ts")]
     )
@@ -121,7 +121,7 @@ def _joined(stored: Rows, late: Rows, *, begin: datetime | None) -> Rows:
 
 
 def _as_listed(held: Manifest, folder: Path) -> Manifest:
-    """The window in a format that lists its files; an older window is given its list first."""
+    """The window in a format that lists its files; adds the list to an older window."""
     if held.provenance["format"] == FORMAT:
         return held
     files = tuple(replace(file, sha256=digest(held.path / file.name)) for file in held.files)
@@ -141,7 +141,7 @@ def _files_of(settled: Rows, held: Manifest, folder: Path) -> Iterable[File]:
 
 
 def _written(path: Path, folder: Path, table: str, name: str, part: pl.DataFrame) -> File:
-    """Write a new file of a window; its name holds its hash, so no file ever changes."""
+    """Write a new file of a window; its name contains its hash, so no file ever changes."""
     partial = folder / "part.parquet"
     write_part(partial, part)
     named = f"{name}.{digest(partial)[:_HASH_DIGITS]}.parquet"

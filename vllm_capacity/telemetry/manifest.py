@@ -6,7 +6,7 @@ only counts the rows of each table, so the files of such a window are those that
 
 Opening checks everything, except the hashes of samples, histograms and minutes. These are checked
 only in a small window, with `--verify`, and when the rollup reads a whole hour anyway; otherwise
-the number of rows in each file is.
+only the number of rows in each file is checked.
 """
 
 from __future__ import annotations
@@ -132,9 +132,9 @@ def read_part(
 
 
 def read_hour(path: Path, file: File) -> pl.DataFrame:
-    """The rows of an hour of samples or histograms; WindowError as `read_part`.
+    """The rows of an hour of samples or histograms; WindowError as in `read_part`.
 
-    An hour is small: threads cost more than they save. Histograms are decoded by pyarrow, which
+    An hour is small, so threads cost more than they save. Histograms are decoded by pyarrow, which
     takes two thirds of the time that polars takes.
     """
     if file.table != "histograms":
@@ -248,7 +248,7 @@ def _note(text: str, path: Path) -> dict[str, Any]:
 def _checked(
     path: Path, note: dict[str, Any], origin: str | None, *, hashed_at_once_bytes: int | None
 ) -> Manifest:
-    """The manifest; hashes of hours are checked only up to so many bytes, None for any number."""
+    """The manifest; checks hashes of hours only up to `hashed_at_once_bytes`, all if None."""
     has_list = note["format"] == FORMAT
     files = _listed(path, note.pop("files", None)) if has_list else _found(path)
     _check_tables(path, note["grain"], files)
@@ -265,10 +265,10 @@ def _checked(
     _check_counts(path, note["counts"], files)
     if has_list:
         _check_extras(path, unlisted(path, files))
-    else:  # no hashes show whether these are the files that were written
+    else:  # without hashes, these may not be the files that were written
         _check_types(path, files)
     found = Manifest(path, note, tuple(files), origin)
-    _check_hashes(found, all_of_them=is_hashed)  # with its hash, a file also has its listed rows
+    _check_hashes(found, all_of_them=is_hashed)  # the right hash implies the right number of rows
     return found
 
 
@@ -362,7 +362,7 @@ def _size(path: Path, file: File, *, has_list: bool) -> int:
 
 
 def _with_rows(path: Path, files: Sequence[File], *, has_list: bool) -> list[File]:
-    """The files with the rows that Parquet footers count; WindowError if the list differs."""
+    """The files with their number of rows, by Parquet footers; WindowError if the list differs."""
     import duckdb  # slow to import: many small windows are read without it
 
     names = [as_pattern(path / file.name) for file in files]
@@ -389,7 +389,7 @@ def _check_counts(path: Path, counts: Mapping[str, int], files: Iterable[File]) 
 
 
 def row_totals(files: Iterable[File]) -> dict[str, int]:
-    """The total rows of each table that `window.json` counts."""
+    """The total number of rows of each table that `window.json` counts."""
     listed = list(files)
     return {table: sum(file.rows for file in listed if file.table == table) for table in _COUNTED}
 

@@ -1,7 +1,7 @@
 """The memory limit of queries: the given one, else half of the machine's or control group's memory.
 
-DuckDB keeps to the limit and spills to a private temporary folder if there can be one. Data that
-cannot be read within the limit are refused before reading.
+DuckDB keeps to the limit and spills to a private temporary folder if one can be created. Data that
+cannot be read within the limit are rejected before reading.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ _SAMPLE_BYTES, _HISTOGRAM_BYTES = 150, 1_200
 def limit_bytes() -> int:
     """The limit in bytes: the given one, else half of the available memory.
 
-    Raises InputError if the given one is not a size, or too small.
+    Raises InputError if the given limit is not a size, or is too small.
     """
     given = os.environ.get(MEMORY_LIMIT)
     return parse_size(given) if given else _there_bytes() // 2
 
 
 def parse_size(text: str) -> int:
-    """The bytes of a size such as `2GB`, `512 MiB` or `1500000000`; InputError as `limit_bytes`."""
+    """The bytes of a size such as `2GB`, `512 MiB` or `1500000000`; errors as in `limit_bytes`."""
     found = _SIZE.fullmatch(text)
     if found is None:
         raise InputError(f"No size {text!r} for --memory-limit; write it as 4GB or 512MB.")
@@ -62,17 +62,17 @@ def parse_size(text: str) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Database:
-    """An in-memory database, made when its first cursor is; it is removed with the last reference.
+    """An in-memory database, created with its first cursor and removed with its last reference.
 
     `prepare` is called once, with a cursor, before any other use. All databases of a process share
-    one memory limit. DuckDB is imported here at the earliest: it is not needed for small windows.
+    one memory limit. DuckDB is imported only on first use: it is not needed for small windows.
     """
 
     name: str
     prepare: Callable[[Connection], None]
 
     def cursor(self) -> Connection:
-        """A connection to it, in UTC, for one thread at a time."""
+        """A connection to the database, in UTC, for one thread at a time."""
         return _cursor(self._engine, self.name)
 
     @cached_property
@@ -108,7 +108,7 @@ def _cursor(engine: Connection, name: str) -> Connection:
 
 @cache
 def _engine(memory_limit_bytes: int, spill: str, pid: int) -> Connection:
-    """The one DuckDB of a process: starting one takes as long as reading an hour."""
+    """The only DuckDB instance of a process: starting one takes as long as reading an hour."""
     import duckdb
 
     config: dict[str, str | bool | int | float | list[str]] = {
@@ -130,8 +130,8 @@ def _detach(engine: Connection, name: str) -> None:
 def keep_freed_memory() -> None:
     """Let the C library keep the memory of freed arrays for later ones, until the process ends.
 
-    By default it returns it to the system again and again: for a month of 100 engines, a fifth of
-    the page faults. Does nothing if the library is not glibc.
+    By default it returns memory to the system again and again: for a month of 100 engines, this
+    causes a fifth of the page faults. Does nothing if the library is not glibc.
     """
     with suppress(AttributeError, OSError):
         library = ctypes.CDLL(None)
@@ -140,7 +140,7 @@ def keep_freed_memory() -> None:
 
 
 def require_room(what: str, *, samples: int, histograms: int) -> None:
-    """Raise InputError, with a sufficient size, if so many rows do not fit into the limit."""
+    """Raise InputError, naming a sufficient limit, if this many rows do not fit into the limit."""
     needed, limit = needed_bytes(samples=samples, histograms=histograms), limit_bytes()
     if needed > limit:
         raise InputError(
@@ -151,7 +151,7 @@ def require_room(what: str, *, samples: int, histograms: int) -> None:
 
 
 def needed_bytes(*, samples: int, histograms: int) -> int:
-    """Approximate memory for processing so many rows, in bytes."""
+    """Approximate memory for processing this many rows, in bytes."""
     return samples * _SAMPLE_BYTES + histograms * _HISTOGRAM_BYTES
 
 
@@ -164,7 +164,7 @@ def _there_bytes() -> int:
 def _cgroup_limits() -> Iterator[int]:
     """The memory limits of the control groups that this process is in, in bytes, if any.
 
-    Each group up to the root has its own; of version 1, that of the controller `memory`.
+    Each group up to the root has its own; in version 1, that of the `memory` controller.
     """
     with suppress(OSError, ValueError):
         for line in _OWN_CGROUPS.read_text().splitlines():

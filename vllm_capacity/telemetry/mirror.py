@@ -138,7 +138,7 @@ def fetch_entries(bucket: Bucket, names: Iterable[str], folder: Path) -> None:
         with suppress(FileNotFoundError):
             bucket.fetch(packed)
         for name, path in zip(wanted, packed.values(), strict=True):
-            with suppress(OSError, tarfile.TarError):  # a damaged one is computed again
+            with suppress(OSError, tarfile.TarError):  # damaged ones are computed again
                 with tarfile.open(path) as found:
                     found.extractall(Path(partial) / name, filter="data")
                 (Path(partial) / name).rename(folder / name)
@@ -182,7 +182,7 @@ def _version(bucket: Bucket) -> Path:
     (versions / ROLLUP).mkdir(parents=True, exist_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):
-        (folder / ROLLUP).symlink_to(versions / ROLLUP)  # named by content: fits every version
+        (folder / ROLLUP).symlink_to(versions / ROLLUP)  # valid for every version: names are hashes
     if not (folder / NOTE).exists():
         _written(folder / NOTE, note)
         _check_list(folder, bucket)

@@ -110,7 +110,7 @@ def _check_version(workers: _OnRay) -> None:
 
 
 def _hint(address: str | None) -> str:
-    """What to look at where a cluster does not answer: one that wants a token does not say so."""
+    """What to check if a cluster does not respond: it does not report that a token is missing."""
     if address is None:
         return ""
     return (

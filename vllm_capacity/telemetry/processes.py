@@ -55,10 +55,10 @@ def process_lives(samples: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
 
     `samples` are sorted by series and time.
 
-    Columns: instance, life (its ordinal, from 0), since (its samples are those from then on), until
-    (the last scrape that reported its start), started (as reported), doubt (`in turn`: several
-    processes answer there in turn, taken as one; `no order`: a later start is before its end).
-    until and started are null if a process does not report its start.
+    Columns: instance, life (its ordinal, from 0), since (when its samples begin), until (the last
+    scrape that reported its start), started (as reported), doubt (`in turn`: several processes
+    answer there in turn, taken as one; `no order`: a later start is before its end). until and
+    started are null if a process does not report its start.
     """
     first = samples.group_by("series_id").agg(since=pl.col("ts").min())
     return lives_of(series, first, starts_in(samples, series), falls_in(samples, series))
@@ -159,7 +159,7 @@ def _falls(falls: pl.DataFrame, series: pl.DataFrame) -> dict[str, list[datetime
 
 
 def _silent_lives(instance: str, begins: list[datetime]) -> Iterator[_Life]:
-    """The rows of an address that reports no start: one process from each of these times on."""
+    """The rows of an address that reports no start: a new process begins at each of these times."""
     for life, since in enumerate(begins):
         yield instance, life, since, None, None, None
 
@@ -188,7 +188,7 @@ def _lives(instance: str, since: datetime, stretches: list[_Stretch]) -> Iterato
 
 
 def _comes_back(starts: list[datetime]) -> bool:
-    """Whether two of these starts are equal up to jitter, so that an earlier one came back."""
+    """Whether two of these starts are equal up to jitter: an earlier process answers again."""
     ordered = sorted(starts)
     return any(later - earlier <= SAME_START for earlier, later in pairwise(ordered))
 
@@ -214,7 +214,7 @@ def life_of_rows(frame: pl.DataFrame, series: pl.DataFrame, lives: pl.DataFrame)
 
 
 def process_changes(frame: pl.DataFrame, series: pl.DataFrame, lives: pl.DataFrame) -> pl.Series:
-    """Per row, whether its process differs from that of the previous row of its series.
+    """Whether the process of each row differs from that of the previous row of its series.
 
     Rows are sorted by series and time. Always false for gauges.
     """
@@ -229,7 +229,7 @@ def process_changes(frame: pl.DataFrame, series: pl.DataFrame, lives: pl.DataFra
 
 
 def joined_spans(spans: pl.DataFrame) -> pl.DataFrame:
-    """Spans of `spans_in`, one per series and process."""
+    """Spans of `spans_in` from several chunks, joined to one per series and process."""
     return spans.group_by("series_id", "life").agg(
         pl.col("first", "inside").min(), pl.col("last").max()
     )
@@ -238,7 +238,7 @@ def joined_spans(spans: pl.DataFrame) -> pl.DataFrame:
 def spans_in(
     rows: pl.DataFrame, series: pl.DataFrame, lives: pl.DataFrame, *, since: datetime
 ) -> pl.DataFrame:
-    """The times at which each series was sampled in each process, from rows (series_id, ts).
+    """The time span over which each series was sampled in each process, from rows (series_id, ts).
 
     Columns: series_id, life, first, inside (the first that is not before `since`), last.
     """
@@ -259,7 +259,7 @@ def with_series_starts(
     """The series with `starts_at_zero` set: whether the first sample counts from 0.
 
     `spans` are those of `spans_in`, for all samples. Series sampled before `since` were carried in
-    as a baseline and do not start at zero. The others do if the source says so, if their process
+    as a baseline and do not start at zero. The others do if the source reports it, if their process
     started in the capture, or if an earlier successful scrape of the same process lacked them
     (labeled children appear on first use).
     """

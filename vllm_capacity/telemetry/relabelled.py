@@ -5,7 +5,7 @@ of a process vanish and others appear in the same scrape. These do not start at 
 earlier scrapes of the process lack them. Steps:
 
 1. If a counter or histogram vanishes from one scrape to the next, and another of the same metric
-   and target appears in that next scrape, they are paired: those whose labels differ least.
+   and target appears in that next scrape, those with the least different labels are paired.
 2. A pair is one series if no scrape has both and their joint count never falls while the process
    runs. All samples then belong to the series that was seen first.
 3. Any other series that appears this way counts from its first value, unless it begins below all
@@ -79,7 +79,7 @@ def counted_rows(series: pl.DataFrame, tables: Tables) -> pl.DataFrame:
 
 @dataclass
 class _Numbers:
-    """Numbers the scrapes of each target from 1, chunk by chunk."""
+    """Numbers the scrapes of each target consecutively from 1, chunk by chunk."""
 
     _counts: dict[str, int] = field(default_factory=dict)
 
@@ -141,8 +141,8 @@ def with_relabelled_minutes(
 
     Rows from before `begin`, carried in as a baseline, are ignored: scrapes after them are unknown.
     `minutes` has series_id, ts and until (the first and last scrape that had the series), n (how
-    many had it), first and last (its counts in these two). `up` gives the scrapes of a target; a
-    target whose scrapes it does not all show is not changed. If some scrapes of a minute lack a
+    many had it), first and last (its counts in these two). The scrapes of a target come from `up`;
+    a target with scrapes that are not in `up` is not changed. If some scrapes of a minute lack a
     series, it is assumed to be absent where another appears.
     """
     owners = _owners(rows, lives)
@@ -181,7 +181,7 @@ def _relabelling(
 
 
 def without_repeats(late: Rows, stored: Rows) -> Rows:
-    """The late rows without series that `stored` already holds under other labels.
+    """The late rows without series that `stored` already has under other labels.
 
     Such a series is not stored itself, but its metric has a relabeled series in `stored`, and all
     its values are stored at the same times.
@@ -303,8 +303,8 @@ def _by_place(rows: pl.DataFrame) -> dict[_Place, dict[int, float]]:
 class _History:
     """The values of one series, with the ordinal of its process for each scrape, in order.
 
-    `labels` and `bounds` distinguish it from others of its metric; `is_born` says that, according
-    to the source, it began in the capture.
+    `labels` and `bounds` distinguish it from others of its metric; `is_born` is whether it began in
+    the capture, according to the source.
     """
 
     labels: _Labels
@@ -389,7 +389,7 @@ class Relabelling:
     def _pairs(
         self, vanished: dict[int, float], appeared: dict[int, float]
     ) -> Iterator[tuple[int, int]]:
-        """The pairs whose labels differ less than in any other pair of either series."""
+        """The pairs with labels that differ less than in any other pair with either series."""
         if len(vanished) * len(appeared) > _MAX_COMPARED:
             return
         apart = {
@@ -436,7 +436,7 @@ class Relabelling:
         return pl.DataFrame(notes, schema=INGEST_NOTES_SCHEMA)
 
     def _joined_notes(self) -> Iterator[dict[str, Any]]:
-        """A note per joined series; it is certain if the first spelling came back later."""
+        """A note per joined series; joining is certain if the first spelling came back later."""
         for series_id, root in self.moved.items():
             rows, before = (self._rows_of(each) for each in (series_id, root))
             other, usual = self.histories[series_id].labels, self.histories[root].labels

@@ -12,8 +12,8 @@ bounds are never added by accident. `series_id` is a hash of that identity: it i
 pull, so hours that were pulled separately can be joined.
 
 Sources return `samples` and `histograms` without `run` (the ordinal of the process); the store adds
-it. `alias_priority` says which spelling a row had: 0 is vLLM's newest name of the concept. If one
-scrape holds a concept under two names, the store keeps the lowest alias_priority. `arrival` is the
+it. `alias_priority` ranks the spelling of a row: 0 is vLLM's newest name of the concept. If a
+scrape has a concept under two names, the store keeps the lowest alias_priority. `arrival` is the
 order in which the scrape arrived, null if the source does not know it: it distinguishes a clock
 that was set back from rows that arrived late (clocks.py).
 """
@@ -371,8 +371,8 @@ class RowBuffer:
 def _begin_us(times: np.ndarray) -> int:
     """When the capture begins, in microseconds, ignoring stamps far before all others.
 
-    A clock that is not set yet says 1970, and a series created after that need not have started in
-    the capture (clocks.py leaves such stamps out).
+    A clock that is not set yet reads 1970, and a series created after that did not necessarily
+    start in the capture (clocks.py leaves such stamps out).
     """
     if not times.size:
         return 0

@@ -69,9 +69,9 @@ def judged(instance: str, own: Frames) -> tuple[pl.DataFrame, list[dict[str, Any
 def _best(scrapes: Scrapes, found: list[int], start: int, end: int) -> int | None:
     """The right order of a block: 0 by stamps, 1 by arrival, 2 by counters; None if none is.
 
-    `found` counts the contradictions of each. Without an order of arrival, counters decide only if
-    a scrape before the block shows how far they had counted, or if they grow as usual at every
-    backward clock step; never if several processes may be in another order than their starts,
+    `found` is the number of contradictions of each. Without an order of arrival, counters decide
+    only if a scrape before the block shows how far they had counted, or if they grow as usual at
+    every backward clock step; never if several processes may be in another order than their starts,
     which may come from two clocks.
     """
     stamped, result, counted = found
@@ -227,7 +227,7 @@ def _blocks(ts_us: Integers, result: Integers) -> list[tuple[int, int]]:
 
 
 def _has_twins(scrapes: Scrapes, start: int, end: int) -> bool:
-    """Whether two scrapes with different totals share a stamp: the clock passed it twice."""
+    """Whether two scrapes with different totals share a stamp: the clock showed it twice."""
     stamps, totals = scrapes.ts_us[start:end], scrapes.total[start:end]
     return bool(((np.diff(stamps) == 0) & (np.diff(totals) != 0)).any())
 
@@ -250,7 +250,7 @@ def _goes_on(scrapes: Scrapes, start: int, end: int) -> bool:
 def _fewest_contradicting(scrapes: Scrapes, start: int, end: int) -> Integers:
     """The fewest scrapes of a block to leave out so that the rest agree with their stamps.
 
-    If the starts do not show the order of several processes, only the one with most scrapes stays:
+    If starts do not show the order of several processes, only the one with the most scrapes stays:
     a process after it would be taken to have counted from 0.
     """
     starts, totals = scrapes.start[start:end], scrapes.total[start:end]

@@ -4,7 +4,7 @@ All decisions need only a few of the rows: when scrapes happened, when processes
 counters fell, which series appeared and vanished, and the last row of each series so far. Steps:
 
 1. *Clocks.* One series of each target shows the times of its scrapes. All counters are read only
-   for targets whose order of scrapes is in doubt (clocks.py).
+   for targets with a doubtful order of scrapes (clocks.py).
 2. Rows are processed in chunks, in order of true time. In each chunk, duplicates are dropped, and
    the few rows are collected that show which processes there were (processes.py) and which series
    continue under other labels (relabelled.py).

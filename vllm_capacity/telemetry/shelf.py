@@ -1,6 +1,6 @@
 """The cache of frames computed from a window's hours: `.rollup/`, safe to delete.
 
-An entry is a folder of Parquet files, written atomically. Its name identifies its input and holds a
+An entry is a folder of Parquet files, written atomically. Its name identifies its input and has a
 hash of its files, so a damaged entry is recognized.
 """
 
@@ -62,7 +62,7 @@ class Shelf:
     def of(cls, window: Manifest, kind: str = "", *, is_published: bool = False) -> Shelf:
         """The cache beside the window, or in a private folder if that is not writable.
 
-        It can hold several kinds of entries: a key begins with its kind, then the hour. For a
+        It can contain several kinds of entries: a key begins with its kind, then the hour. For a
         window in S3, it includes the entries there; with `is_published`, entries that are found or
         stored are uploaded as well.
         """
@@ -154,7 +154,7 @@ class Shelf:
     def tidy(self) -> None:
         """Remove leftovers of killed runs, and entries that this run did not use.
 
-        Keeps entries in a folder that windows share; does nothing while another run uses it.
+        Keeps unused entries in a folder shared by windows; does nothing while another run uses it.
         """
         self._remove(() if self.is_shared else set(self._there.values()) - self._used)
 
@@ -189,7 +189,7 @@ def _kept_folder(window: Path) -> Path | None:
 
 
 def _moved(made: Path, kept: Path) -> Path | None:
-    """The place of an entry, moved there unless it is there already; None if it cannot be."""
+    """The path of an entry after moving it there (unless it exists already); None if impossible."""
     for _ in range(2):
         with suppress(OSError):
             return made.rename(kept)
@@ -211,7 +211,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def _hash(path: Path) -> str:
-    """A hash of the names and bytes of an entry's files; empty if there is something else in it."""
+    """A hash of the names and bytes of an entry's files; empty if it has anything but files."""
     with os.scandir(path) as entries:
         found = sorted(entries, key=lambda entry: entry.name)
     if not all(entry.is_file() for entry in found):  # reading a pipe might never end

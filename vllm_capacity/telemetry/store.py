@@ -40,7 +40,7 @@ from vllm_capacity.timerange import iso
 class Place:
     """The place of a window to be written: its path, and a hidden working folder beside it.
 
-    `answers` holds a source's responses so far; it survives a run that fails.
+    `answers` has a source's responses so far; it survives a failed run.
     """
 
     path: Path

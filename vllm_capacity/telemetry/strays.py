@@ -23,9 +23,9 @@ def may_have_strays(hours: pl.Series) -> bool:
 
 
 def strays_of(known: Frames, pulses: pl.DataFrame) -> pl.DataFrame:
-    """Changes that leave out the scrapes whose stamps are far from all others.
+    """Changes that leave out the scrapes with stamps far from all others.
 
-    Either these are few, or their own process start is more than a day after their stamp.
+    Either there are few of these, or their own process start is more than a day after their stamp.
     """
     nothing = pl.DataFrame(schema=CHANGE_SCHEMA)
     times = pulses.sort("ts")

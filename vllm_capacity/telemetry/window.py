@@ -52,14 +52,14 @@ _EMPTY = {
 
 
 class Answers(dict[object, pl.DataFrame]):
-    """Answers by key, each made once, also if several threads ask for it."""
+    """Query results by key, each computed once even if several threads need it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._lock = RLock()  # making one may ask for another
+        self._lock = RLock()  # computing one may need another
 
     def remembered(self, key: object, make: Callable[[], pl.DataFrame]) -> pl.DataFrame:
-        """The answer of that key, made now if it is the first time."""
+        """The result for that key, computed on first use."""
         with self._lock:
             if key not in self:
                 self[key] = make()
@@ -98,7 +98,7 @@ class Window:
 
     @property
     def grain(self) -> str:
-        """`scrape` if it holds every sample, `minute` if downsampled to first and last states."""
+        """`scrape` if it has every sample, `minute` if downsampled to first and last states."""
         return str(self.provenance.get("grain", "scrape"))
 
     @property
@@ -122,9 +122,9 @@ class Window:
         Each call has its own cursor, so threads do not interfere.
         """
         if self.manifest.origin is not None and _READS_ROWS.search(query):
-            self._ensure_rows  # noqa: B018  the files come on first use
+            self._ensure_rows  # noqa: B018  fetches files on first use
         if "minute" in query:
-            self._ensure_rollup  # noqa: B018  the views appear on first use
+            self._ensure_rollup  # noqa: B018  creates the views on first use
         return asked(self.database, query, params, window=self.name)
 
     def named_sql(self, package: str, name: str, **params: object) -> pl.DataFrame:
@@ -133,7 +133,7 @@ class Window:
         return self._remembered(key, partial(self.shipped_sql, package, name, params))
 
     def derived(self, package: str, name: str, make: Callable[[], pl.DataFrame]) -> pl.DataFrame:
-        """The frame of that name that `make` derives from answers, cached like them."""
+        """The frame of that name that `make` derives from query results, cached like these."""
         return self._remembered((package, name, ""), make)
 
     def _remembered(
@@ -157,7 +157,7 @@ class Window:
         return None
 
     def remembering(self) -> Window:
-        """The same window, but running each shipped query only once.
+        """The same window, but with each shipped query run only once.
 
         It keeps every result for its lifetime: use it for one analysis, not for a service.
         """
@@ -198,13 +198,13 @@ class Window:
         return TimeRange(start, end + timedelta(microseconds=1))
 
     def clamp(self, start: datetime | None, end: datetime | None) -> TimeRange:
-        """The part [start, end) of the window; times outside the capture are clamped to it.
+        """The time range [start, end); times outside the window's capture are clamped to it.
 
         Raises InputError if nothing of the capture is left.
         """
         whole = self.extent
         if start is not None and end is not None:
-            TimeRange(start, end)  # refuses an end that is not after its start
+            TimeRange(start, end)  # raises if the end is not after the start
         first = whole.start if start is None else max(start, whole.start)
         last = whole.end if end is None else min(end, whole.end)
         if last <= first:
@@ -362,10 +362,10 @@ class KnownWindow:
 
 
 def known_windows(folders: Sequence[Path] = ()) -> list[KnownWindow]:
-    """The windows in these folders, or in those that names are searched in; sorted by name.
+    """The windows in these folders, or in those searched for names (default); sorted by name.
 
-    Of several windows with one name, the nearest, which is the one that the name opens. Only the
-    times of the first and last hour of rows are read.
+    Of several windows with one name, only the nearest is listed: the one that the name opens. Only
+    the times of the first and last hour of rows are read.
     """
     found: dict[Path | str, Path] = {}
     for folder in folders or window_folders():

@@ -1,8 +1,8 @@
 """Parallel workers: processes on this machine.
 
-`concurrent.futures` distributes the tasks; this module adds that a dead worker is replaced and its
-tasks are repeated. Nothing here imports polars, because a worker must set its number of threads
-before polars is imported.
+`concurrent.futures` distributes the tasks; this module also replaces dead workers and repeats their
+tasks. Nothing here imports polars, because a worker must set its number of threads before polars is
+imported.
 """
 
 from __future__ import annotations
