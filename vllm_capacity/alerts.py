@@ -1,11 +1,11 @@
 """The alert rules and their evaluation: latency, KV cache, queue, failures, silence, cost.
 
-"No data" is never read as 0: a rule whose figure is unknown is `unknown`, neither quiet nor fired,
-and if there are no samples at all, the rule for that fires. The rules are data; Parseable, which
-can evaluate three of them itself, gets the same thresholds (live/provision.py).
+"No data" is never read as 0: if a figure is unknown, its rule is `unknown`, neither quiet nor
+fired, and if there are no samples at all, the rule for that fires. The rules are data; Parseable,
+which can evaluate three of them itself, gets the same thresholds (live/provision.py).
 
-Burn rates (https://sre.google/workbook/alerting-on-slos/, "multiwindow, multi-burn-rate"): how many
-times faster than the target allows requests miss it, over a long and a short period.
+Burn rates (https://sre.google/workbook/alerting-on-slos/, "multiwindow, multi-burn-rate"): the
+share of requests that miss a target ÷ the allowed share, over a long and a short period.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class Observed:
 class Watched:
     """The input of rules: the answer of a period, and other data of the window for some rules.
 
-    `ending` gives the answer of the window's last seconds, None if it is shorter than that;
-    `growth` the cost of an output token as a ratio to the preceding period, at the same load and
-    mix; `days_left` the days until the load exceeds the present replicas.
+    `ending` returns the answer for that many last seconds of the window, None if the window is
+    shorter; `growth` the cost of an output token as a ratio to the preceding period, at the same
+    load and mix; `days_left` the days until the load exceeds the present replicas.
     """
 
     answer: Answer
@@ -204,7 +204,7 @@ def _idle(watched: Watched) -> Observed:
 
 
 def _headroom(watched: Watched) -> Observed:
-    """Headroom within latency targets, if given, at most that of the capacity; else the latter."""
+    """Headroom within latency targets, at most that of the capacity; the latter without targets."""
     answer = watched.answer
     whole = _of(answer.saturation.headroom_ratio)
     if watched.slo is None or not watched.slo.targets:
@@ -219,7 +219,7 @@ _OBJECTIVE = 0.95  # a target is a p95: one request in twenty may miss it
 def _burn(
     target: str, attainment: str, *stretches_seconds: float
 ) -> Callable[..., Observed | None]:
-    """How many times faster than allowed requests miss a target: the minimum over the periods.
+    """The burn rate of a target: the minimum over the periods (see the module docstring).
 
     If a target lies between two bucket edges, only bounds of the misses are known.
     """
@@ -273,8 +273,8 @@ RULES = (
 
 
 def watched(window: Window, assumptions: Assumptions, *, over_seconds: float | None) -> Watched:
-    """The input of rules for the window's last seconds; None: for all of it."""
-    from vllm_capacity.analysis import Analysis  # slow to import; --help does without it
+    """The input of rules for the last `over_seconds` of the window; None: for all of it."""
+    from vllm_capacity.analysis import Analysis  # slow to import, and not needed for --help
 
     whole = window.extent
 
@@ -329,7 +329,7 @@ _WEEK_DAYS = 7
 def days_until_full(room: Estimate, weekly_growth: Estimate) -> Observed:
     """Days until the load is `room` times that of the last week, at a growth per week (a ratio).
 
-    The time in that week at which its load was reached is unknown: at the earliest, its start.
+    It is unknown when in that week its load was reached: at its start at the earliest.
     """
     least, usual, most = (
         _weeks_until(*ends)

@@ -260,7 +260,7 @@ class Analysis:
 
     @cached_property
     def _own_fits(self) -> tuple[SaturationFit, ...]:
-        """The fit of each engine by its own steps alone."""
+        """The fit of each engine from its own steps alone."""
         return engine_fits(self.steps)
 
     @cached_property
@@ -316,7 +316,7 @@ class Analysis:
 
     @cached_property
     def lenders(self) -> dict[str, tuple[str, ...]]:
-        """The peers that stand in for what each engine did not show, by name (peers.py)."""
+        """The peers that supply what each engine's own telemetry lacks, by name (peers.py)."""
         return lenders(self.fits, self.makes)
 
     @cached_property
@@ -339,13 +339,13 @@ class Analysis:
 
     @cached_property
     def capacity_running(self) -> dict[str, Estimate]:
-        """The running requests of each engine at its capacity, by name, its own or its peers'."""
+        """The running requests of each engine (or of its peers) at its capacity, by name."""
         own = {fit.engine: fit.capacity_running for fit in self.fits}
         return completed(own, self.lenders, idle=unloaded(self.fits))
 
     @cached_property
     def calculated(self) -> Calculated:
-        """Capacities, by arithmetic if only bounded, and by peers for engines without load."""
+        """Capacities by arithmetic if only bounds are known; of peers for engines without load."""
         return self.calculated_on(self.assumptions.hardware)
 
     def calculated_on(self, hardware: Hardware) -> Calculated:
@@ -373,7 +373,7 @@ class Analysis:
         )
 
     def _lent(self, own: Mapping[str, Estimate]) -> dict[str, Estimate]:
-        """The results of arithmetic for each engine, by its peers for engines without a result."""
+        """The result of arithmetic for each engine, or that of its peers if it has none."""
         words = ("that of its peers, by arithmetic",)
         lent = completed(own, self.lenders, idle=unloaded(self.fits)) if own else {}
         return {
@@ -416,8 +416,8 @@ class Analysis:
     def light_fits(self) -> dict[str, SaturationFit]:
         """The extrapolation from the lighter steps alone, by engine.
 
-        Lighter steps have at most half of the maximum running requests of any step: the time range
-        as if its server had never been full.
+        Lighter steps have at most half of the maximum running requests of any step, as if the
+        server had never been full in this time range.
         """
         most = pl.col("running_mean").max().over("instance", "engine")
         lighter = self.steps.filter(pl.col("running_mean") <= _LIGHT_SHARE * most)
@@ -435,7 +435,7 @@ class Analysis:
 
     @property
     def all_scrapes(self) -> scrapes.ScrapeCount:
-        """The scrapes of all targets together; the median interval is that of the fastest."""
+        """The scrapes of all targets together, with the shortest of their median intervals."""
         found = self.scrape_counts
         return scrapes.ScrapeCount(
             "all targets",
@@ -469,7 +469,7 @@ class Analysis:
 
     @cached_property
     def losses(self) -> losses.Losses:
-        """Bounds of what servers counted without a scrape reading it."""
+        """Bounds on what servers counted without a scrape reading it."""
         return losses.losses(
             self.window,
             time_range=self.time_range,
@@ -480,7 +480,7 @@ class Analysis:
 
     @cached_property
     def bill_parts(self) -> dict[str, CostShare]:
-        """The part of the bill of each engine, by name."""
+        """Each engine's part of the bill, by name."""
         return engine_parts(
             self.window,
             self.engines,
@@ -501,7 +501,7 @@ class Analysis:
 
     @property
     def billed_use(self) -> BilledUse:
-        """The inputs of the bill other than prices: enough to remake it at others."""
+        """The inputs of the bill other than prices: enough to recompute it at other prices."""
         return billed_use(
             self.engines,
             self.bill_parts,
@@ -521,9 +521,9 @@ class Analysis:
     def bill_by(self, group: str) -> Bill:
         """The bill by `engine`, `instance`, `model` or any label of a counter or a target.
 
-        Allocation and idle dollars of the parts add up to the whole's. The whole is the bill's own;
-        if a counter lacks the label, it is the sum of the parts, of which less is known. InputError
-        if nothing has the label.
+        Allocation and idle dollars of the parts add up to those of the whole. The whole is `bill`;
+        if a counter lacks the label, it is the sum of the parts, about which less is known.
+        InputError if nothing has the label.
         """
         parts = {name: part.whole for name, part in self._bills(group).items()}
         return replace(self._whole(group), parts=parts)
@@ -616,7 +616,7 @@ class Analysis:
     def break_even(
         self, usd_per_million_input: float, usd_per_million_output: float
     ) -> BreakEven | None:
-        """Where own GPUs and an API at these prices cost the same; None if nothing was served.
+        """The break-even of own GPUs with an API at these prices; None if nothing was served.
 
         InputError for an invalid price.
         """
@@ -660,9 +660,9 @@ class Analysis:
 
     @cached_property
     def published_bound(self) -> Bound | None:
-        """The most similar published run as a bound of what its GPU can do; None without one.
+        """The most similar published run as a bound on what its GPU can do; None without one.
 
-        Only a row of the price list names the GPU.
+        The GPU is known only if its price is a row of the price list.
         """
         found, row = self.answer, self.assumptions.pricing.row
         prompt = found.prompt_tokens_per_request.mid
@@ -681,7 +681,7 @@ class Analysis:
 
     @cached_property
     def full_use(self) -> FullUse | None:
-        """The cost of a request on a GPU as full as in the published run; None without one."""
+        """The cost of a request on a GPU as busy as in the published run; None without one."""
         bound, price = self.published_bound, self.assumptions.pricing.usd_per_gpu_hour
         if bound is None or price is None:
             return None
@@ -700,7 +700,7 @@ class Analysis:
     def by_arithmetic(self) -> ByArithmetic:
         """Capacity and savings of servers never loaded, by arithmetic (verdicts/hardware/unloaded).
 
-        Unknown if the telemetry shows the capacity, and if arithmetic has no result.
+        Unknown if the telemetry shows the capacity, or if arithmetic has no result.
         """
         found = self.calculated
         capacity = fleet_sum(found.capacities, presence=self.presence)
@@ -749,7 +749,7 @@ class Analysis:
         return fleet_sum(found.within, presence=self.presence)
 
     def surplus(self, policy: Policy | None = None) -> Surplus:
-        """The replicas not needed at the busiest time under the policy, and their daily cost.
+        """The replicas not needed at the busiest time under the policy, and their cost per day.
 
         Within the latency targets, if given.
         """
@@ -760,7 +760,7 @@ class Analysis:
 
     @cached_property
     def _surpluses(self) -> dict[Policy, Surplus]:
-        """A cache, because the replays of each take a second."""
+        """A cache by policy, because the replays for each take a second."""
         return {}
 
     @cached_property
@@ -969,10 +969,10 @@ class Analysis:
     def _make_at_once(self) -> None:
         """Make the slowest parts of an answer on more than one core, if the window is large.
 
-        Steps, then the fits of engines, then replays, are made in a thread beside what needs none
-        of them.
+        Steps, then fits, then replays are computed in a second thread, while this one computes
+        what does not need them.
         """
-        with ThreadPoolExecutor(1) as beside:  # DuckDB, polars and numpy let others run
+        with ThreadPoolExecutor(1) as beside:  # DuckDB, polars and numpy release the GIL
             steps, fits = (beside.submit(getattr, self, name) for name in ("steps", "_own_fits"))
             for name in _WITHOUT_STEPS:
                 getattr(self, name)

@@ -1,4 +1,4 @@
-"""The answer of one window: every figure and verdict, typed. What renders shows what is here.
+"""The answer for one window: every figure and verdict, typed. Renderers show only what is here.
 
 `answers.schema.json`, the schema of its JSON, is made from these types (`schema`).
 """
@@ -27,7 +27,7 @@ from vllm_capacity.verdicts.saturation.fit import Saturation
 from vllm_capacity.verdicts.utilization import headroom, utilization
 
 ATTAINMENT_GOAL = 0.95
-"""The share of observations that must be within a target: targets are for the p95."""
+"""The share of observations that must meet a target, because targets are for the p95."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,7 +63,7 @@ class Requests(Record):
 
     @property
     def lost_ratio(self) -> float | None:
-        """The most that may be missing ÷ what was counted; None where either is not known, or 0."""
+        """The maximum missing amount ÷ the count; None if either is unknown or the count is 0."""
         high = self.lost.high
         return high / self.finished if self.finished and high is not None else None
 
@@ -82,13 +82,13 @@ class Tokens(Record):
 
     @property
     def total(self) -> float | None:
-        """Prompt and output tokens; None where either is not counted."""
+        """Prompt and output tokens; None if either is not counted."""
         known = self.prompt is not None and self.generation is not None
         return (self.prompt or 0) + (self.generation or 0) if known else None
 
     @property
     def lost_ratio(self) -> float | None:
-        """The most that may be missing ÷ what was counted; None where either is not known, or 0."""
+        """The maximum missing amount ÷ the count; None if either is unknown or the count is 0."""
         high = self.lost.high
         return high / self.total if self.total and high is not None else None
 
@@ -116,9 +116,9 @@ class Throughput(Record):
 
 @dataclass(frozen=True)
 class Amount:
-    """How much came: in all, per second, and per finished request; None where not counted.
+    """An amount of traffic: in total, per second, and per finished request; None if not counted.
 
-    Of requests themselves `per_request` is None.
+    For requests themselves, `per_request` is None.
     """
 
     total: float | None
@@ -143,7 +143,7 @@ class SloVerdict(Figures):
 
     @property
     def throughput(self) -> Estimate:
-        """The most output tokens per second at which every target is met."""
+        """The maximum output tokens per second at which every target is met."""
         return self.throughput_output_tokens_per_second
 
     @property
@@ -190,12 +190,12 @@ class Answer(Record):
 
     @property
     def prompt_tokens_per_request(self) -> Estimate:
-        """Prompt tokens ÷ finished requests; unknown where none finished."""
+        """Prompt tokens ÷ finished requests; unknown if none finished."""
         return self._per_request("prompt", self.tokens.prompt)
 
     @property
     def output_tokens_per_request(self) -> Estimate:
-        """Output tokens ÷ finished requests; unknown where none finished."""
+        """Output tokens ÷ finished requests; unknown if none finished."""
         return self._per_request("generation", self.tokens.generation)
 
     @property
@@ -226,11 +226,11 @@ class Answer(Record):
         return found
 
     def findings(self, check: str) -> int:
-        """How often a check of the quality of the telemetry found something; 0 for never."""
+        """How often a check of the quality report found something; 0 if never."""
         return sum(each.count for each in self.quality if each.check == check)
 
     def max_effect(self, figure: str) -> float:
-        """The most that all findings together can change a figure, in its unit: `running.mean`."""
+        """The maximum total effect of all findings on a figure (`running.mean`), in its unit."""
         return sum(each.max_effect.get(figure, 0.0) for each in self.quality)
 
     def _per_request(self, kind: str, tokens: float | None) -> Estimate:
@@ -242,7 +242,7 @@ class Answer(Record):
 
 
 def schema() -> dict[str, Any]:
-    """The JSON Schema of the answer, made from its types: what `answers.schema.json` holds."""
+    """The JSON Schema of the answer, made from its types: the content of `answers.schema.json`."""
     import msgspec  # only the schema needs it
 
     made = msgspec.json.schema(Answer)

@@ -88,7 +88,7 @@ class Window:
         """DuckDB's result for a query over the views of the whole window.
 
         Views: samples, histograms, series, intake. `$name` in the query is bound to the argument
-        `name`. InputError for a query that DuckDB refuses.
+        `name`. InputError for a query that DuckDB rejects.
         """
         return self.opened.sql(query, **params)
 
@@ -123,11 +123,11 @@ class Window:
         row of gpu_prices.csv; `price_rules`: a mapping file instead. Without a price, money stays
         unknown. `slo`: the latency targets, as a `Slo` or as text (`ttft 2.0, itl 0.1`). `gpu`: the
         GPU it ran on (`A100-80GB-PCIe`), if its targets' labels do not name it, and `model`: the
-        model's name, if the served name is not a known one; both are for the arithmetic of what a
+        model's name, if the served name is not a known one; both are used to calculate what a
         server that was never loaded could do (`by_arithmetic`). `exact`: read every scrape even of
-        a range over six hours. `time_zone`: zone of days and hours in charts (`Europe/Berlin`); all
-        else stays in UTC. InputError for an invalid price, target, GPU, model, GPU count or time
-        zone.
+        a range over six hours. `time_zone`: zone of days and hours in charts (`Europe/Berlin`);
+        everything else stays in UTC. InputError for an invalid price, target, GPU, model, GPU count
+        or time zone.
         """
         assumed = Assumptions(
             pricing(
@@ -141,7 +141,7 @@ class Window:
         return replace(made, time_zone=zone_named(time_zone).key)
 
     def __repr__(self) -> str:
-        """Name, models, engines and time in a line."""
+        """Name, models, engines and time range in one line."""
         found = self.sql("select distinct instance, engine from series where engine is not null")
         models = self.sql("select distinct model_name from series where model_name is not null")
         names = ", ".join(sorted(models.get_column("model_name"))) or "no model named"
@@ -203,10 +203,10 @@ class Analysis(analysis.Analysis):
         idle: str = "shared",
         models: Mapping[str, str] | None = None,
     ) -> Tenants:
-        """The bill by tenant, from a gateway's log: a `read_usage`, or files that it can read.
+        """The bill by tenant, from a gateway's log: a result of `read_usage`, or files for it.
 
-        `idle`: in proportion to use, or kept "apart". `models` maps names in the log to served
-        models. InputError if no row is of this time and of a served model.
+        `idle`: "shared" in proportion to use, or kept "apart". `models` maps names in the log to
+        served models. InputError if no row is in this time range and for a served model.
         """
         if not isinstance(usage, UsageLog):
             usage = read_usage(usage)
@@ -218,7 +218,7 @@ class Analysis(analysis.Analysis):
         """The bill compared with the cloud's charges in a CSV or Parquet file.
 
         `columns` maps its column names ("cost=Charge,start=Day"). InputError for a file without
-        readable charges, or without any of this time.
+        readable charges, or without any in this time range.
         """
         return self.reconciled(read_invoice(Path(invoice), columns=columns))
 
@@ -236,10 +236,10 @@ class Analysis(analysis.Analysis):
         return compare(before, self)
 
     def explain(self, figure: str) -> Any:  # noqa: ANN401  shown by its repr
-        """How a figure is made: `a.explain("cost.per_request")`.
+        """How a figure is computed: `a.explain("cost.per_request")`.
 
-        Its definition, the function that makes it with file and line, the queries, and their first
-        rows. InputError, with the nearest names, for an unknown figure.
+        Its definition, the function that computes it with file and line, the queries, and their
+        first rows. InputError, with the nearest names, for an unknown figure.
         """
         from vllm_capacity.render.sections.definitions import explanation
 
@@ -259,9 +259,9 @@ class Analysis(analysis.Analysis):
     ) -> str | bytes:
         """The figures as `csv`, `parquet`, `json`, `markdown`, `focus`, `prometheus` or `litellm`.
 
-        Text, or bytes for Parquet; also written atomically to `path`, if given. `currency`: another
-        than dollars, at a dated rate ("EUR=0.92@2026-11-28"). InputError for what a format cannot
-        express: FOCUS and LiteLLM need a price.
+        Text, or bytes for Parquet; also written atomically to `path`, if given. `currency`: one
+        other than dollars, at a dated rate ("EUR=0.92@2026-11-28"). InputError for what a format
+        cannot express: FOCUS and LiteLLM need a price.
         """
         from vllm_capacity.render.exports import export
         from vllm_capacity.render.exports.currency import USD, parse_currency
@@ -273,7 +273,7 @@ class Analysis(analysis.Analysis):
         return made
 
     def to_html(self, path: str | Path) -> Path:
-        """Write one HTML page with figures, charts and tables atomically to `path`, and return it.
+        """Write an HTML page with figures, charts and tables atomically to `path`, and return that.
 
         It runs the report's notebook, so it takes some seconds.
         """
@@ -299,7 +299,7 @@ class Analysis(analysis.Analysis):
         return "\n".join(lines)
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
-        """The first screen of its page, and the lines of `repr`; these alone without `report`."""
+        """The first screen of its page, and the lines of `repr`; only these without `report`."""
         lines = {"text/plain": repr(self)}
         try:
             from vllm_capacity.render.sections.header import tiles, title_line, verdict
@@ -322,8 +322,8 @@ def open(name_or_path: str | Path) -> Window:
     """The window of that name or path, or a time range of it: `NAME@START..END`.
 
     Either end may be omitted. A name is looked up in data/windows and data/examples of this folder
-    and its parents, then among the shipped windows. If a scrape is still making the window, it has
-    the telemetry so far. WindowError, with the available names, if there is none.
+    and its parents, then among the shipped windows. While a scrape is still writing the window, it
+    has the telemetry so far. WindowError, with the available names, if there is none.
     """
     if not isinstance(name_or_path, str | Path):
         raise InputError(f"A window is named by text or a path, not by {name_or_path!r}.")
@@ -420,9 +420,9 @@ def read_usage(
     """Gateways' logs of requests, for `a.tenants`: LiteLLM, Envoy, nginx, CSV, Parquet.
 
     `columns` maps a log's column names ("key=x-tenant"), `log_format` is nginx's. Keys are hashed
-    unless `show_keys`; with a secret in VLLM_CAPACITY_KEYS_SECRET, guesses of keys cannot be
-    checked. Several files in one text are separated by ";". InputError for a file without readable
-    rows.
+    unless `show_keys`; with a secret in VLLM_CAPACITY_KEYS_SECRET, guessed keys cannot be checked
+    against the hashes. Several files in one text are separated by ";". InputError for a file
+    without readable rows.
     """
     from vllm_capacity.sources import usage
 
@@ -445,7 +445,7 @@ def reprice(
     """The money figures of a report's page at another price, without its window.
 
     `price` and `price_rules` as in `Window.analyze`; `gpus_per_engine` None: as many as reported.
-    InputError for a file that is no report or keeps no bill, and without a price.
+    InputError for a file that is not a report or has no bill, and without a price.
     """
     from vllm_capacity.render.report.reprice import repriced
 
@@ -480,16 +480,16 @@ def what_if(
 ) -> WhatIf:
     """Output tokens per second and latencies on another GPU, from a throughput measured on one.
 
-    `clients` or `requests_per_second`: the load during the measurement; `at_…`: the load to ask
-    about on the other GPU (or on the same one), by default the same. `itl_seconds` and
-    `ttft_seconds` are mean latencies measured with it. `to_gpus`: that many GPUs, in the split into
-    engines with the highest throughput (`splits`); else one engine of `gpus`. Given two engine
-    versions, the effect of the change on published runs of the model is included; if there are
-    none, the band is wider. `kv_dtype` is the type of the KV cache (auto: 16 bits), `to_kv_dtype`
-    that on the other side (default: the same). `price` and `to_price` are the
-    GPU prices of both sides, as in `analyze` (default: the offers of the price list): `choice` says
-    which gives more tokens per dollar, and what would change that. Unknown, with the reason, if
-    there is no honest answer; InputError for unknown names.
+    `clients` or `requests_per_second`: the load during the measurement; `at_…`: the load to predict
+    for on the other GPU (or on the same one), by default the same. `itl_seconds` and `ttft_seconds`
+    are mean latencies measured with it. `to_gpus`: that many GPUs, in the split into engines with
+    the highest throughput (`splits`); else one engine of `gpus`. Given two engine versions, the
+    effect of the change on published runs of the model is included; if there are none, the band is
+    wider. `kv_dtype` is the type of the KV cache (auto: 16 bits), `to_kv_dtype` that on the other
+    side (default: the same). `price` and `to_price` are the GPU prices of both sides, as in
+    `analyze` (default: the offers of the price list): `choice` is which side gives more tokens per
+    dollar, and what would change that. Unknown, with the reason, if no honest prediction is
+    possible; InputError for unknown names.
     """
     from vllm_capacity.verdicts.hardware.elsewhere import answer_elsewhere
     from vllm_capacity.verdicts.hardware.question import question_of
@@ -524,7 +524,7 @@ def what_if(
 
 
 def use_facts(folder: str | Path | None) -> None:
-    """Give your own GPUs, models and prices precedence over the shipped ones; None: stop.
+    """Give your own GPUs, models and prices precedence over the shipped ones; None: undo that.
 
     `folder` has CSV files named like the tables of data/: gpu_specs.csv, llms.csv, gpu_prices.csv,
     gpu_architectures.csv. InputError if the folder does not exist.
@@ -537,7 +537,7 @@ def use_facts(folder: str | Path | None) -> None:
 
 
 def fit(loads: pl.DataFrame | str | Path) -> Saturation:
-    """The capacity that a table of loads shows, or allows to extrapolate.
+    """The capacity measured in a table of loads, or extrapolated from it.
 
     A frame or CSV with running_requests (or clients) and output_tokens_per_second, or the results
     of a load test: JSON of guidellm, vllm bench, aiperf or inference-perf, or a folder of it. For
@@ -550,7 +550,7 @@ def fit(loads: pl.DataFrame | str | Path) -> Saturation:
 
 
 def fit_at(loads: pl.DataFrame | str | Path, clients: float) -> AtLoad:
-    """The throughput and latency at a concurrency, from other loads (`fit`)."""
+    """The throughput and latency at a concurrency, from a table of other loads (as in `fit`)."""
     from vllm_capacity.verdicts.saturation import at_load
 
     return at_load.fit_at(_load_frame(loads), clients)
@@ -559,7 +559,7 @@ def fit_at(loads: pl.DataFrame | str | Path, clients: float) -> AtLoad:
 def next_loads(
     loads: pl.DataFrame | str | Path, *, most_clients: float | None = None
 ) -> tuple[NextLoad, ...]:
-    """The one or two loads to test next, for a table of loads (`fit`).
+    """The one or two loads to test next, given a table of loads (as in `fit`).
 
     Empty if none would narrow the capacity much.
     """

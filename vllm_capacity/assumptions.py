@@ -188,7 +188,7 @@ def pricing(
     price_rules: str | Path | None = None,
     note: str = "",
 ) -> Pricing:
-    """A pricing from a user's inputs.
+    """The pricing from a user's inputs.
 
     `price` is USD per GPU-hour (a number, or an interval: `1.2 to 1.9`), or words that match a row
     of gpu_prices.csv; `price_rules` is the path of a mapping file (GPUs and price of each instance,

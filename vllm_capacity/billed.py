@@ -1,4 +1,4 @@
-"""What a report keeps of its bill: enough to remake it, also at other prices, without telemetry."""
+"""The bill as kept in a report: enough to recompute it, also at other prices, without telemetry."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vllm_capacity.verdicts.cost.bill import Bill, CostShare, Usage, at_most, bi
 class Billed:
     """One engine's part of a bill: its billed time, price, use and capacity.
 
-    `model` is None if the engine named none, `host` (who rents out its GPUs) if the price names
+    `model` is None if the engine reports none, `host` (the provider of its GPUs) if the price names
     none; both are None in a page of an earlier release.
     """
 
@@ -40,7 +40,7 @@ class Billed:
 
 @dataclass(frozen=True)
 class BilledUse:
-    """The inputs of a bill by engine: enough to remake it, also at other prices.
+    """The inputs of a bill by engine: enough to recompute it, also at other prices.
 
     `lost_reason`: why the amount of unseen use has no bound; empty if it has one.
     """
@@ -66,10 +66,10 @@ class BilledUse:
         return charged(bill(parts), self.lost_reason)
 
     def bill_at(self, pricing: Pricing, *, gpus_per_engine: float | None = None) -> Bill:
-        """The bill under this pricing, as the window itself would give it.
+        """The bill under this pricing, the same as from the window itself.
 
-        Without rules of a mapping file, engines keep their GPUs unless `gpus_per_engine` is given.
-        InputError for rules that match labels of targets, which are not kept.
+        Without rules of a mapping file, engines keep their number of GPUs unless `gpus_per_engine`
+        is given. InputError for rules that match labels of targets, which are not kept.
         """
         if any(rule.only is not None for rule in pricing.rules):
             raise InputError(
@@ -108,5 +108,5 @@ def rate_of(row: Mapping[str, object], pricing: Pricing) -> Rate:
 
 
 def charged(found: Bill, lost_reason: str) -> Bill:
-    """The bill; if the lost use has no bound, its costs per piece become upper bounds."""
+    """The bill; if the lost use has no bound, costs per request or token become upper bounds."""
     return at_most(found, lost_reason) if lost_reason else found

@@ -35,9 +35,9 @@ COUNTERS = (REQUESTS, PROMPT_TOKENS, GENERATION_TOKENS)
 
 
 def engine_rates(engines: pl.DataFrame, pricing: Pricing) -> dict[str, tuple[float, float]]:
-    """GPUs and USD per GPU-hour of each instance by a mapping file, which can tell GPUs apart.
+    """GPUs and USD per GPU-hour of each instance from a mapping file: they distinguish GPUs.
 
-    Empty without one; instances that it does not cover are left out.
+    Empty without a file; instances that it does not cover are left out.
     """
     if not pricing.rules:
         return {}
@@ -63,7 +63,7 @@ def engine_parts(
     capacities: Mapping[str, Estimate],
     prefill_time_ratios: Mapping[str, Estimate],
 ) -> dict[str, CostShare]:
-    """The part of the bill of each engine of `engines` (figures/scrapes.py), by name.
+    """The part of the bill for each engine of `engines` (figures/scrapes.py), by name.
 
     An engine's capacity and rate are weighted by its share of the time range (`presence`), so that
     they add up over engines that replaced each other.
@@ -91,7 +91,7 @@ def engine_parts(
 def billed_use(
     engines: pl.DataFrame, parts: Mapping[str, CostShare], *, pricing: Pricing, lost_reason: str
 ) -> BilledUse:
-    """The data to keep of a bill: its parts, with the times of the engines (figures/scrapes.py)."""
+    """The bill's parts with the times of the engines (figures/scrapes.py), to keep in a report."""
     rows = {engine_name(row): row for row in engines.iter_rows(named=True)}
     kept = {
         name: Billed(
@@ -141,7 +141,7 @@ def _usage(increases: pl.DataFrame, hours: float, prefill_time_ratio: Estimate |
 def grouped(
     window: Window, parts: Mapping[str, CostShare], *, by: str, time_range: TimeRange
 ) -> dict[str, dict[str, CostShare]]:
-    """The parts of the bill of each group: by `engine`, `instance`, `model`, or any label.
+    """The parts of the bill for each group: by `engine`, `instance`, `model`, or any label.
 
     The label may be of a counter or of a target. By group, then by engine: an engine with several
     values of the label is split by the use of each value (verdicts/cost/bill.py). InputError,
@@ -174,7 +174,7 @@ def _label_names(window: Window, time_range: TimeRange) -> list[str]:
 class Group(Figures):
     """One group's use in the time range, and its part of the bill.
 
-    Counts and hours of groups add up to the whole's; None if not counted by the label.
+    Counts and hours of groups add up to those of the whole; None if not counted by the label.
     `output_tokens_per_second` is the mean over the fleet's time.
     """
 
@@ -189,7 +189,7 @@ class Group(Figures):
 
 @dataclass(frozen=True, repr=False)
 class Groups(Record):
-    """The figures of each group by its value of `by`, and of the whole that they add up to."""
+    """The figures of each group, by its value of `by`, and of the whole (their sum)."""
 
     by: str
     whole: Group

@@ -33,7 +33,7 @@ _MEASURED = frozenset(
 
 @dataclass(frozen=True, repr=False)
 class Side(Figures):
-    """One of the two sides: its time, models, cost and throughput.
+    """One of the two sides: its time range, models, cost and throughput.
 
     `engine_usd_per_hour` is the cost of one engine, `output_tokens_per_second` the mean throughput
     of one; lengths are means over finished requests.

@@ -1,7 +1,7 @@
 """The cost of a window over time: by even parts for the chart, by clock hour for idle hours.
 
 Each part is billed like the whole (bills.py), by its own billed hours and its own exact counts. So
-the parts' bills add up to the whole's.
+the bills of the parts add up to that of the whole.
 
 Also the billed time and use of each engine in each whole hour of the clock.
 """
@@ -45,8 +45,8 @@ def engine_hours(
     One row per engine and hour with scrape attempts: instance, engine, ts (the hour's start),
     billed_hours, requests, generation_tokens (0 if there were none), is_seen. Growth between two
     scrapes counts for the hour of the later one; `is_seen` is False if it may belong to another
-    hour, because the server gave no answer for over six minutes that touch the hour. Empty without
-    a whole hour.
+    hour, because the server did not answer for over six minutes that overlap the hour. Empty
+    without a whole hour.
     """
     hours = pl.DataFrame(
         {"ts": whole_hours(time_range, attempts)}, schema={"ts": pl.Datetime("us", "UTC")}
@@ -151,11 +151,11 @@ def costs_by_part(
     time_range: TimeRange,
     pricing: Pricing,
 ) -> pl.DataFrame:
-    """One row per hour of the time range (or a round length that gives 48 rows at most), in order.
+    """One row per hour of the time range (or a round length that gives at most 48 rows), in order.
 
     Columns: start, end, successful_requests, allocation_usd, usd_per_request (null if unknown), and
-    is_stub: a last part shorter than half of the longest, whose cost per request depends on a few
-    requests.
+    is_stub: a last part shorter than half of the longest (its cost per request depends on a few
+    requests).
     """
     increases = traffic.scrape_increases(window, [REQUESTS], time_range=time_range)
     cuts = _cuts(time_range)
@@ -185,7 +185,7 @@ def _row_of(
 
 
 def _allocation_usd(hours: Sequence[float], rates: Sequence[Rate]) -> float | None:
-    """The middle of a bill: engines' hours × GPUs × price, added; None if any has no price.
+    """The mid value of a bill: the sum of hours × GPUs × price; None if any engine has no price.
 
     Same as in `bill` (verdicts/cost/bill.py), without its other figures: a month needs a bill for
     each hour of each engine.
@@ -202,7 +202,7 @@ def _allocation_usd(hours: Sequence[float], rates: Sequence[Rate]) -> float | No
 def _successful(increases: pl.DataFrame, cuts: Sequence[TimeRange]) -> list[_Successful]:
     """Successful requests of each engine in each part (`traffic.successful`), by `_ENGINE`.
 
-    Engines whose counter was not read in a part are absent from it.
+    Engines without a reading of the counter in a part are absent from it.
     """
     starts = pl.Series("start", [cut.start for cut in cuts], dtype=_INSTANT)
     parts = starts.to_frame().with_row_index("part")
@@ -235,7 +235,7 @@ def _successful(increases: pl.DataFrame, cuts: Sequence[TimeRange]) -> list[_Suc
 def _billed_by_part(
     engines: pl.DataFrame, attempts: pl.DataFrame, cuts: Sequence[TimeRange]
 ) -> list[list[_Billed]]:
-    """The engines with attempts in each part, with their billed time as `scrapes.billed_hours`.
+    """The engines with attempts in each part, with billed times as in `scrapes.billed_hours`.
 
     Computed for all parts at once: instance, engine, billed_start, billed_end.
     """
@@ -245,7 +245,7 @@ def _billed_by_part(
     spans = placed.group_by("instance", "part").agg(
         first=pl.col("ts").first(), billed_end=pl.col("ts").last()
     )
-    # What is before the first part (null) sorts first.
+    # Attempts before the first part (null) sort first.
     before = pl.col("billed_end").shift().over("instance", order_by="part")
     spans = spans.with_columns(billed_start=pl.coalesce(before, "first")).drop_nulls("part")
     rows = engines.select(_ENGINE).join(spans, on="instance", maintain_order="left")
@@ -319,7 +319,7 @@ def hour_of(
 def _utilization(
     hours: Sequence[float], tokens: Sequence[float], capacity: Estimate
 ) -> float | None:
-    """The middle of a bill's utilization over an hour, 0..1; `capacity` is that of one engine."""
+    """The mid value of utilization over an hour, 0..1; `capacity` is that of one engine."""
     if not math.fsum(tokens):
         return 0.0
     if capacity.low is None or capacity.mid is None:

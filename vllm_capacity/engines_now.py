@@ -1,4 +1,4 @@
-"""The engines of a fleet at present, the worst first, as a live screen shows them."""
+"""The current state of each engine of a fleet, worst first, for a live screen."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from vllm_capacity.verdicts.utilization import headroom
 class EngineNow(Figures):
     """One engine: its last step (10 s or more); latency, cost and headroom over the whole period.
 
-    None and unknown estimates if not observed. `trouble` says why its server does not respond,
-    empty if it does.
+    None and unknown estimates if not observed. `trouble` is why its server does not respond, empty
+    if it does.
     """
 
     engine: str
@@ -63,7 +63,7 @@ def _most_first(value: float | None) -> _Key:
 
 
 def _severity(row: EngineNow) -> _Key:
-    """A sort key: silent servers, those at a limit, unknown ones, those with headroom."""
+    """A sort key: silent servers, then those at a limit, unknown ones, and those with headroom."""
     if row.trouble:
         return (0.0,)
     ranks = {**dict.fromkeys(LIMITS, 1.0), UNKNOWN: 2.0, CLIENT: 3.0, IDLE: 4.0}
@@ -95,7 +95,7 @@ def engines_now(
 ) -> FleetNow:
     """The engines in the analysis' period, the last minutes, and servers that do not respond.
 
-    `silent` has causes by instance. InputError for an order not in `ORDERS`.
+    `silent` is the cause by instance. InputError for an order not in `ORDERS`.
     """
     if order not in ORDERS:
         raise InputError(f"Cannot sort by {order!r}; try {', '.join(ORDERS)}.")

@@ -1,14 +1,14 @@
-"""All errors that a user can meet, and their exit codes on the command line.
+"""All errors that a user can encounter, and their exit codes on the command line.
 
     CapacityError                 exit 2
     ├── InputError                an input cannot be used (file, argument, parameter)
     │   ├── WindowError           no such window, damaged, or it already exists
     │   ├── NoTelemetryError      a source without series of a known server, or not at that time
     │   └── ParseError            text that is not in its declared format
-    └── SourceError    exit 3     a server or store failed, or refused us
+    └── SourceError    exit 3     a server or store failed, or rejected the request
 
-A message says what was asked, what was found, and what to try. Unknown figures are not errors: they
-are an `Estimate` with a reason, or None.
+A message states what was requested, what was found, and what to try. Unknown figures are not
+errors: they are an `Estimate` with a reason, or None.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CONTROL = re.compile(
 
 
 def plain(text: object) -> str:
-    """Text by others made safe for a message: no characters that move the cursor or reorder text.
+    """External text made safe for a message: no characters that move the cursor or reorder text.
 
     Spaces replace control characters, which start terminal escapes, marks that change the direction
     of text, and lone surrogates, which cannot be written.
@@ -45,7 +45,7 @@ class InputError(CapacityError):
 
 
 class WindowError(InputError):
-    """A window does not exist, is damaged, or is in the way."""
+    """A window does not exist, is damaged, or already exists."""
 
 
 class NoTelemetryError(InputError):
@@ -57,7 +57,7 @@ class ParseError(InputError):
 
 
 class SourceError(CapacityError):
-    """A server or a store failed, or refused us."""
+    """A server or a store failed, or rejected the request."""
 
     exit_code = 3
 

@@ -1,4 +1,4 @@
-"""Uncertainty: a figure that decides money is an interval, a bound, or a reason for neither."""
+"""Uncertainty: a figure that affects money is an interval, a bound, or unknown with a reason."""
 
 from __future__ import annotations
 
@@ -85,12 +85,12 @@ class Estimate(Record):
         kind: Kind = Kind.ESTIMATED,
         confidence: float | None = CONFIDENCE,
     ) -> Estimate:
-        """An interval that holds the truth nine times in ten; ValueError where not in order."""
+        """An interval with 90 % confidence by default; ValueError if the ends are not in order."""
         return cls(float(low), float(mid), float(high), basis, "", kind, confidence)
 
     @classmethod
     def between(cls, low: float, mid: float, high: float, *basis: str) -> Estimate:
-        """Hard bounds: the truth lies between `low` and `high` for certain."""
+        """Hard bounds: the true value certainly lies between `low` and `high`."""
         return cls.known(low, mid, high, *basis, kind=Kind.BOUNDED, confidence=None)
 
     @classmethod
@@ -120,7 +120,7 @@ class Estimate(Record):
 
     @property
     def is_bound(self) -> bool:
-        """Whether there is one bound and no more."""
+        """Whether there is only one bound."""
         return self.mid is None and not self.is_unknown
 
     @property
@@ -136,10 +136,10 @@ class Estimate(Record):
     def map(
         self, function: Callable[[float], float], *basis: str, is_decreasing: bool = False
     ) -> Estimate:
-        """The estimate under a monotone function; a decreasing one swaps the ends. Unknown stays.
+        """The estimate under a monotone function; a decreasing one swaps ends. Unknown is kept.
 
-        `basis` are further sources that the function brings in. `is_decreasing` is only needed for
-        functions that may meet a bound: for an interval, the order of the results shows it.
+        `basis` are further sources that the function uses. `is_decreasing` is only needed for
+        functions that may be given a bound: for an interval, the order of the results shows it.
         """
         sources = _merged(self.basis, basis)
         if self.low is not None and self.mid is not None and self.high is not None:
@@ -156,16 +156,16 @@ class Estimate(Record):
         return self.map(lambda value: value * factor, *basis)
 
     def inverse(self, *basis: str) -> Estimate:
-        """1 ÷ the estimate, of what cannot be negative; unknown where it may be zero.
+        """1 ÷ a non-negative estimate; unknown if it may be zero.
 
-        An upper bound becomes a lower one. Of a lower bound of 0 nothing is known.
+        An upper bound becomes a lower one. The inverse of a lower bound of 0 is unknown.
         """
         return Estimate.exact(1.0).divided_by(self, *basis)
 
     def plus(self, other: Estimate) -> Estimate:
-        """The sum with another estimate of what cannot be negative (`total`), in their unit.
+        """The sum with another non-negative estimate (see `total`), in their unit.
 
-        InputError for two units that differ; a pure number takes the other's.
+        InputError if the units differ; a pure number takes the unit of the other.
         """
         units = {each.unit for each in (self, other)} - {""}
         if len(units) > 1:
@@ -174,14 +174,14 @@ class Estimate(Record):
         return replace(found, unit=next(iter(units), ""))
 
     def times(self, other: Estimate, *basis: str) -> Estimate:
-        """The product of two non-negative estimates; a bound where either has one on that side."""
+        """The product of two non-negative estimates, with the ends that both of them have."""
         return _paired(self, other, other._ends, lambda one, two: one * two, basis)
 
     def divided_by(self, other: Estimate, *basis: str) -> Estimate:
         """The ratio of two non-negative estimates, ends paired for the widest interval.
 
-        A lower bound of the divisor is an upper bound of the ratio, and the other way round.
-        Unknown if no end is known: either is unknown, or the divisor may be zero.
+        A lower bound on the divisor gives an upper bound on the ratio, and vice versa. Unknown if
+        no end is known: either is unknown, or the divisor may be zero.
         """
         sources = _merged(self.basis, other.basis, basis)
         if other.low is not None and other.low <= 0 and not self.is_unknown:
@@ -190,7 +190,7 @@ class Estimate(Record):
         return _paired(self, other, inverse, lambda one, two: one / two, basis)
 
     def capped(self, most: Estimate) -> Estimate:
-        """The interval, no end of it above the same end of `most`; a bound or unknown stays."""
+        """The interval, with each end capped at that of `most`; bounds and unknowns are kept."""
         if not (self.is_known and most.is_known):
             return self
         pairs = zip(self._ends, most._ends, strict=True)
@@ -223,7 +223,7 @@ class Estimate(Record):
 
     @property
     def _per(self) -> str:
-        """The unit as it stands after the number; a dollar sign stands before it."""
+        """The unit as written after the number; a dollar sign is written before it."""
         unit = self.unit.removeprefix("USD").strip()
         return f" {unit}" if unit else ""
 
@@ -250,10 +250,10 @@ _UNITS = (
 
 @dataclass(frozen=True, repr=False)
 class Figures(Record):
-    """A result that holds estimates: each gets the unit that its name ends with."""
+    """A result with estimates: each gets the unit that its field name ends with."""
 
     def __post_init__(self) -> None:
-        """Units, for whoever reads an estimate by itself."""
+        """Set units, so that each estimate can be displayed on its own."""
         for name, value in list(vars(self).items()):
             if isinstance(value, Estimate) and not value.unit:
                 object.__setattr__(self, name, replace(value, unit=unit_of(name)))
@@ -261,19 +261,18 @@ class Figures(Record):
 
 @cache
 def unit_of(name: str) -> str:
-    """The unit of a figure by its name, as a person reads it; empty for a pure number."""
+    """The display unit of a figure, by its name; empty for a pure number."""
     return next((unit for pattern, unit in _UNITS if re.fullmatch(pattern, name)), "")
 
 
 def total(parts: Mapping[str, Estimate], *basis: str, lacking: str = "") -> Estimate:
-    """The sum of named estimates of what cannot be negative; ends added for the widest interval.
+    """The sum of named non-negative estimates; ends are added for the widest interval.
 
-    Where a part has no upper end the sum is "at least" what the parts are at least, a part of which
-    nothing is known being at least 0; where one has no lower end but all have an upper one, "at
-    most". The reason says how many parts are not known, in the words `lacking` ("no price of {}",
-    the braces for "2 of 8"), names some of them, and says why, once for those that are alike.
-    Unknown where no end of the sum is known, and for no parts. `basis` comes before the sources of
-    the parts.
+    If not all parts are known, the sum is an upper bound if all have an upper end, else a lower
+    bound, in which parts without a lower end count as 0. The reason gives the number of parts that
+    are not known, in the words `lacking` ("no price of {}", with "2 of 8" for the braces), names
+    some of them, and gives similar reasons of parts only once. Unknown if no end of the sum is
+    known, and if there are no parts. `basis` comes before the sources of the parts.
     """
     if not parts:
         return Estimate.unknown("there is nothing to add up", *basis)
@@ -296,7 +295,7 @@ def total(parts: Mapping[str, Estimate], *basis: str, lacking: str = "") -> Esti
 
 
 def _merged(*lists: Iterable[str]) -> tuple[str, ...]:
-    """Sources of several lists in order, each once."""
+    """The sources in several lists, in order and without duplicates."""
     return tuple(dict.fromkeys(source for sources in lists for source in sources if source))
 
 
@@ -315,11 +314,11 @@ def listed(names: Sequence[str], most: int = _MAX_NAMES) -> str:
 
 
 def _why_lacking(parts: Mapping[str, Estimate], words: str) -> str:
-    """Of how many parts, and of which, something is not known, and why.
+    """How many and which parts are not known, and why.
 
-    Where all have one reason, and there are no others, it stands alone. Reasons that differ only in
-    their numbers are given once, with the numbers of the part with the highest bound, which lacks
-    least; the two most frequent of different reasons are given.
+    If no part is known and all have the same reason, only that reason. Reasons that differ only in
+    their numbers are given once, with the numbers of the part with the highest lower bound; of
+    different reasons, the two most frequent are given.
     """
     lacking = {name: part for name, part in parts.items() if not part.is_known}
     reasons = {part.reason for part in lacking.values()}
@@ -343,7 +342,7 @@ def _why_lacking(parts: Mapping[str, Estimate], words: str) -> str:
 
 
 def _by_reason(lacking: Mapping[str, Estimate], groups: Iterable[list[str]]) -> str:
-    """The reasons of the largest groups, each after one part that has it and how many more do."""
+    """The reasons of the largest groups, each after one part with it and the number of others."""
     largest = sorted(groups, key=len, reverse=True)
     said = []
     for names in largest[:_MAX_REASONS]:
@@ -361,9 +360,9 @@ def _paired(
     function: Callable[[float, float], float],
     basis: tuple[str, ...],
 ) -> Estimate:
-    """An estimate and the ends that meet its own under a function: what is known of each end.
+    """A function of two estimates, end by end; `other_ends` are paired with the ends of `one`.
 
-    Only one end known of a figure that cannot be negative is a bound.
+    If only one end of the result is known, it is a bound.
     """
     low, mid, high = (
         None if a is None or b is None else function(a, b)
@@ -378,5 +377,5 @@ def _paired(
         return Estimate(low, mid, high, sources, "", kind, confidence)
     if low is None and high is None:
         return Estimate.unknown(one.reason or other.reason, *sources)
-    # Both ends without a middle cannot be: each of the two is an interval or has one bound.
+    # Not both ends without a middle: each of the two is an interval or has only one bound.
     return Estimate(low, None, high, sources, one.reason or other.reason, kind, confidence)

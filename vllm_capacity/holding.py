@@ -1,7 +1,7 @@
-"""File locks: one writer of a place at a time, and nothing is removed while it is read.
+"""File locks: one writer at a time per place, and nothing is removed while it is being read.
 
-Both are locks of the operating system (`flock`), which end with their holder in any case: a killed
-run never blocks the next one, and its leftovers can be distinguished from files in use.
+Both are locks of the operating system (`flock`), which always end with their holder: a killed run
+never blocks the next one, and its leftovers can be distinguished from files in use.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def is_private(folder: Path) -> bool:
 def _pinned_scratch(prefix: str) -> tuple[Path, Pin]:
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix))
-        with suppress(FileNotFoundError):  # another run took it for a leftover
+        with suppress(FileNotFoundError):  # another run removed it as a leftover
             pin = Pin(folder)
             if pin.is_on(folder):
                 return folder, pin
@@ -132,7 +132,7 @@ def _remove_if_left(folder: Path) -> None:
 
 
 def _locked(lock: Path) -> int | None:
-    """The descriptor that holds a lock file; None while another run holds it."""
+    """The descriptor of a lock file, now locked; None while another run holds the lock."""
     lock.parent.mkdir(exist_ok=True)
     try:
         handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

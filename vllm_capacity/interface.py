@@ -1,7 +1,7 @@
 """The machine interface of an earlier release: its keys, and their present names.
 
-`--json` prints version 2. For one release `--schema-version 1` prints the earlier object: old keys,
-a basis as one line, and nothing that was added later.
+`--json` prints version 2. For one release, `--schema-version 1` prints the earlier object: old
+keys, `basis` as one line, and nothing that was added later.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One engine under load: its points and fitted curve, for all charts against load.
 
-One engine has one curve. Several engines do not behave like one bigger engine: a curve through
-their sums would bend where none of them does. So only the one nearest to its limit is drawn, and
-named.
+Each engine has its own curve. Several engines do not behave like one bigger engine: a curve through
+their sums would bend where none of them does. So only the engine nearest to its limit is drawn,
+with its name.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class LoadCurve:
     load to where it reaches the capacity: beyond that the law keeps rising, but output does not. It
     is empty if the observed loads do not determine the capacity. `points` are the engine's steps at
     the charts' resolution, at most 150 rows: `STEP_SCHEMA` of verdicts/saturation/fit.py and
-    preemptions_per_minute. `steps` are those that the fit used, except `left_out` of them with a
-    gap or a restart. `engines` is the number of engines in the window.
+    preemptions_per_minute. `steps` are those of the fit, which does not use the `left_out` ones
+    with a gap or a restart. `engines` is the number of engines in the window.
     """
 
     fit: SaturationFit

@@ -1,7 +1,7 @@
 """The plan of a window: number of replicas, alternative GPUs, cost, and how long it suffices.
 
 Everything is based on the answer of the window (its capacity, within the targets if given) and on
-verdicts that state their basis; unknowns are rows with a reason.
+verdicts that state their basis; an unknown is a row with a reason.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ _NARROW = 2.5
 class PlanRequest:
     """The inputs of a plan.
 
-    `demand_requests_per_second` None: the 95th percentile of the window's finished requests.
+    `demand_requests_per_second` None: the p95 of the window's finished requests per second.
     `from_gpu` is the GPU it ran on, which vLLM does not export; None: by the analysis' assumptions
     or by labels; if unknown, other GPUs cannot be compared. `model` names the model if the served
     name is not a known one. `to_gpus` empty: all known GPUs.
@@ -120,7 +120,7 @@ class ModelPlan(Figures):
 class Plan(Figures):
     """Number of replicas, alternative GPUs, cost, how long it suffices; all fields always exist.
 
-    Demand is of all replicas, capacity of one engine (within the targets if given). For several
+    Demand is for all replicas, capacity of one engine (within the targets if given). For several
     models, the replicas are the sum over the models, each by its own demand and capacity
     (`by_model`). `gpu` is the GPU of the window, as options name it; empty if unknown.
     `queue_check` and `replays` are those of a single model (`ModelPlan`): None and empty for
@@ -173,7 +173,7 @@ class Plan(Figures):
         return next((option for option in self.options if option.gpu == gpu), None)
 
     def runways(self, growth_ratio_per_month: float) -> tuple[Runway, ...]:
-        """The load that numbers of replicas carry, and for how long: up to two more than needed.
+        """The load that replicas carry, and for how long: for up to two more than needed.
 
         Empty if the needed number is unknown. InputError for a growth below 0.
         """
@@ -203,7 +203,7 @@ def plan(analysis: Analysis, request: PlanRequest | None = None) -> Plan:
 class _Load:
     """The demand for one model in output tokens/s and requests/s, and the capacity of one replica.
 
-    A request takes `output_tokens`; `running` is the number of running requests of a replica at
+    A request generates `output_tokens`; `running` is the number of running requests of a replica at
     capacity; None if unknown. `pool`: its replicas in the window; None if no model is named.
     """
 
@@ -373,7 +373,7 @@ class _Planning:
     def running(self) -> float | None:
         """Running requests of one engine at that capacity; None if unknown.
 
-        Within targets, fewer run than at the knee. If engines differ it is their mean, like the
+        Within targets, fewer run than at the knee. If engines differ, it is their mean, as for the
         capacity.
         """
         running = self.answer.saturation.capacity_running_requests.mid
@@ -458,7 +458,7 @@ def _in_force(analysis: Analysis) -> Pricing:
 
 
 def _queue(load: _Load, needed: Estimate, policy: Policy) -> QueueCheck | None:
-    """An M/G/c queue's result for one model's replicas without spares; None if unknown."""
+    """The result of an M/G/c queue for one model's replicas without spares; None if unknown."""
     known = [load.requests, load.capacity.mid, load.output_tokens, needed.mid, load.running]
     figures = [figure for figure in known if figure is not None]
     if len(figures) < len(known):
@@ -569,8 +569,8 @@ def _heaviest(case: _Planning) -> Heaviest | None:
 def _is_narrow(found: Estimate) -> bool:
     """Whether a throughput within targets is known well enough to move its curve.
 
-    If a target is met only narrowly, another GPU's gain can be anything; others are then compared
-    at the same number of running requests.
+    If a target is met only narrowly, the gain on another GPU is unpredictable; other GPUs are then
+    compared at the same number of running requests.
     """
     return bool(found.low and found.high and found.high <= _NARROW * found.low)
 

@@ -21,9 +21,9 @@ from vllm_capacity.timerange import iso
 
 @contextmanager
 def many_records() -> Iterator[None]:
-    """A context without garbage collection of cycles, which a million records do not have.
+    """A context without garbage collection of reference cycles, which records do not have.
 
-    Searching for cycles takes longer than making the records.
+    For a million records, searching for cycles takes longer than creating them.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -106,7 +106,7 @@ def _brief(value: object) -> str:
 
 
 def deprecated(what: str, instead: str) -> None:
-    """Warn that the next release will not have what a caller used."""
+    """Warn that `what` will be removed in the next release."""
     warnings.warn(f"{what} is deprecated; use {instead}", DeprecationWarning, stacklevel=3)
 
 

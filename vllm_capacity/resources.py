@@ -1,4 +1,4 @@
-"""Locations of shipped files: the repository of a clone, or the inside of an installed wheel."""
+"""Locations of shipped files: in the repository of a clone, or inside an installed wheel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def shipped(relative: str) -> Path:
 
     In a clone it is the file in the repository, in an installed wheel its copy in the package.
     """
-    # Installed, the parent folder is site-packages, where others may have a data/ too.
+    # If installed, the parent folder is site-packages, where other packages may have a data/, too.
     for root in (_PACKAGE / "_shipped", _PACKAGE.parent):
         if (root / relative).exists():
             return root / relative

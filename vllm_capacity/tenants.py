@@ -1,8 +1,8 @@
 """The bill of a window by tenant, from a gateway's log of each request.
 
-Engines are grouped into pools: the replicas of a model, which that model's rows used. Within a
-pool, engines of one make follow one law of step time (verdicts/cost/engine_time.py), by which their
-cost is shared (verdicts/cost/shares.py). Pools and makes are weighted by their cost.
+Engines are grouped into pools: the replicas of a model, used by the requests for that model. Within
+a pool, engines of one make follow the same law of step time (verdicts/cost/engine_time.py), by
+which their cost is shared (verdicts/cost/shares.py). Pools and makes are weighted by their cost.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ _MORE_THAN_COUNTED = 1.02
 
 @dataclass(frozen=True, repr=False)
 class Tenant(Figures):
-    """One key's use in the time range, by its rows, and its part of the bill.
+    """One key's use in the time range, by its log rows, and its part of the bill.
 
-    `share_ratio` is of all use, 0..1; the shares and costs of all tenants and of use that no row
-    explains add up to the whole. `cached_tokens` is None if any row lacks them.
+    `share_ratio` is its share of all use, 0..1; the shares and costs of all tenants and of use that
+    no row explains add up to the whole. `cached_tokens` is None if any row lacks them.
     """
 
     requests: float
@@ -61,7 +61,7 @@ class ModelUse(Figures):
     """The counted and logged use of one model's replicas, and how their time was spent.
 
     `…_time_ratio` are shares of engine time: for prompts, for each output token, for the fixed part
-    of steps, and for KV cache held.
+    of steps, and for KV cache in use.
     """
 
     engines: int
@@ -77,7 +77,7 @@ class ModelUse(Figures):
 
 @dataclass(frozen=True, repr=False)
 class LeftOut(Record):
-    """Log rows that are not use of this window: of another time, or of models not served.
+    """Log rows that are not part of this window: of another time, or for models not served.
 
     `other_models` has the rows by model; "" are rows without a model if several are served.
     """
@@ -91,7 +91,7 @@ class LeftOut(Record):
 class Tenants(Record):
     """The bill by tenant: `tenants` by key, the largest part first, and `unmatched` add up to it.
 
-    If `idle` is "apart", `idle_usd` is separate and the third part of the sum; else it is in all
+    If `idle` is "apart", `idle_usd` is separate, and added to them; else it is included in all
     costs, in proportion to use. `whole_usd` is the bill.
     """
 
@@ -137,8 +137,8 @@ def tenants(
     """The bill of the analysis shared among the keys of the log.
 
     `idle`: "shared" in proportion to use, or kept "apart". `aliases` map names in the log to served
-    models. NoTelemetryError, an InputError, if no row of the log is of this time and of a served
-    model, or if the servers generated nothing.
+    models. NoTelemetryError, an InputError, if no row of the log is in this time range and for a
+    served model, or if the servers generated nothing.
     """
     named = _of_models(analysis, log.frame, aliases or {})
     inside = _inside(named, analysis.time_range)
@@ -180,7 +180,7 @@ def idle_rule(name: str) -> IdleRule:
 def _of_models(analysis: Analysis, rows: pl.DataFrame, aliases: Mapping[str, str]) -> pl.DataFrame:
     """The rows with their served model in `served`, null if it is not served.
 
-    A row's model matches by its name, with or without a gateway's provider prefix, or by a LoRA
+    A row's model is matched by name, with or without a gateway's provider prefix, or by a LoRA
     adapter that ran.
     """
     models = analysis.models
@@ -281,7 +281,7 @@ def _pools(analysis: Analysis, rows: pl.DataFrame, idle: IdleRule) -> list[_Pool
     by_model: dict[str, list[str]] = {}
     for engine, models in analysis.models_by_engine.items():
         if engine not in analysis.makes:
-            continue  # it has counters, but no billed time
+            continue  # has counters, but no billed time
         by_model.setdefault(models[0], []).append(engine)
     weights = _weights(analysis, idle)
     pools = []
@@ -418,7 +418,7 @@ def _model_use(pool: _Pool) -> ModelUse:
 
 
 def _notes(pools: Sequence[_Pool], rows: pl.DataFrame) -> list[str]:
-    """What readers must know to trust the shares."""
+    """What readers need to know about how reliable the shares are."""
     notes = []
     for pool in pools:
         _, output = _logged(pool)

@@ -13,7 +13,7 @@ HOURS_PER_MONTH = 730.5  # 365.25 days × 24 h ÷ 12, for every dollar figure pe
 
 _UNITS_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _LONGEST_SECONDS = 36525 * 86400.0
-# Between these, no UTC offset and no look back or ahead leaves the calendar.
+# Within these years, no UTC offset or look back or ahead goes beyond the calendar.
 _YEARS = range(1900, 2200)
 _HOUR = timedelta(hours=1)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")

@@ -27,8 +27,8 @@ ADAPTER_SCHEMA: dict[str, Any] = {
 }
 """One row per adapter of a server: the first and last scrape that names it, and two ratios.
 
-The ratios are the shares of the server's scrapes with a state (0..1) in which the adapter had
-running requests, and waiting ones.
+The ratios (0..1) are the shares of the server's scrapes with a reported state in which the adapter
+had running requests, and in which it had waiting ones.
 """
 
 _STATES = ("running", "waiting")

@@ -29,9 +29,8 @@ STRETCH_COLUMNS = (
 )
 """A stretch: its first, last and last good attempt, and the numbers of attempts and good ones.
 
-Also the minimum and maximum of the steps between them and the range of nine in ten of these (µs,
-null for a single attempt), and the indices of failed attempts. Its `steps` (µs) are kept
-separately.
+Also the minimum, maximum, p5 (`low`) and p95 (`high`) of the steps between them (µs, null for a
+single attempt), and the indices of failed attempts. Its `steps` (µs) are kept separately.
 """
 
 _KEY = ("instance", "source")

@@ -42,7 +42,7 @@ from vllm_capacity.telemetry.window import Answers, Window, asked, query_text
 from vllm_capacity.timerange import TimeRange
 
 FROM_HOURS = 6.0
-"""A longer range is read by the hour, a shorter one row by row."""
+"""A longer range is read from hourly summaries, others row by row."""
 
 _VERSION, _LAYOUT = version("vllm-capacity"), 4  # of the code, and of the summaries
 _HASH_DIGITS = 24

@@ -45,7 +45,7 @@ class FewRows(SortedWindow):
     """A window with all rows in memory; its files are read only for the more complex queries."""
 
     notes: pl.DataFrame = field(default_factory=pl.DataFrame)
-    """The ingestion notes, in no order."""
+    """The ingestion notes, unsorted."""
 
     def shipped_sql(self, package: str, name: str, params: Mapping[str, object]) -> pl.DataFrame:
         """The result of a shipped query."""

@@ -50,15 +50,15 @@ LATENCIES: Mapping[str, Shown] = {
     "itl": Shown(ITL, "inter-token latency (ITL)"),
     "e2e": Shown(E2E, "end-to-end latency (E2E)"),
 }
-"""By the prefix of their columns; each has a field in `Latency`."""
+"""The displayed latencies, by the prefix of their columns; each has a field in `Latency`."""
 
 _SHOWN = tuple(shown.metric for shown in LATENCIES.values())
 STEP_HISTOGRAMS = tuple(dict.fromkeys((*_SHOWN, *(one.metric for one in TARGETS.values()))))
 HISTOGRAMS = tuple(dict.fromkeys((*STEP_HISTOGRAMS, QUEUE, PREFILL, DECODE)))
-"""The latencies that figures read over a whole part; `STEP_HISTOGRAMS` are read per step."""
+"""The latencies read over the whole time range; `STEP_HISTOGRAMS` are also read per step."""
 
 LENGTHS = (PROMPT_LENGTH, OUTPUT_LENGTH)
-"""The lengths of prompts and outputs, which are read over a whole part as well."""
+"""The lengths of prompts and outputs, also read over the whole time range."""
 
 MINUTE_SCHEMA: dict[str, Any] = {
     "metric": pl.String,
