@@ -98,6 +98,12 @@ def test_any_text_fits_the_width_on_printable_lines(cells, width):
     assert re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]", text) is None
 
 
+def test_characters_of_two_columns_fit_the_width():
+    text = table((Column("one", "one"), COLUMNS[-1]), [["", "0" * 35 + "⺀⼀𠀀"]]).to_text(40)
+    assert max(cell_len(line) for line in text.split("\n")) <= 40
+    assert "".join(text.split()).endswith("⺀⼀𠀀")
+
+
 def test_number_and_its_unit_stay_on_a_line():
     text = table([Column("what", "what")], [["it took about 500\xa0ms"]]).to_text(16)
     assert text.endswith("it took about\n500 ms\n")

@@ -23,7 +23,7 @@ from itertools import pairwise
 from typing import Any
 
 import polars as pl
-from rich.cells import cell_len
+from rich.cells import cell_len, chop_cells
 from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text as Line
@@ -485,7 +485,9 @@ def _lines(text: str, width: int, *, before: str = "", after: str = "") -> list[
         subsequent_indent=after,
         break_on_hyphens=False,
     )
-    return [line.replace(_NO_BREAK, " ") for line in lines] or [""]
+    # textwrap counts characters, of which some take two columns of a terminal.
+    fitting = [cut for line in lines for cut in (chop_cells(line, width) or [""])]
+    return [line.replace(_NO_BREAK, " ") for line in fitting] or [""]
 
 
 def _row(
