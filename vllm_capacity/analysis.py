@@ -805,7 +805,7 @@ class Analysis:
         rows = self.engines.iter_rows(named=True)
         return {engine_name(row): row["model_name"] or "" for row in rows}
 
-    def _pool(self, engines: Sequence[str], asked: BusyTime, can: Mapping[str, Estimate]) -> Pool:
+    def _pool(self, engines: Sequence[str], busy: BusyTime, can: Mapping[str, Estimate]) -> Pool:
         """The engines of one model as interchangeable replicas."""
         there = sum(self.presence[engine] for engine in engines)
         prices = [self.bill_parts[engine].usd_per_engine_hour for engine in engines]
@@ -820,7 +820,7 @@ class Analysis:
             time_range=self.time_range,
             slo=self.assumptions.slo,
         )
-        return Pool(there, asked, self._each(engines, can), one_of(prices), shown)
+        return Pool(there, busy, self._each(engines, can), one_of(prices), shown)
 
     def _each(self, engines: Sequence[str], can: Mapping[str, Estimate]) -> Estimate:
         """The capacity of one of these engines: the mean over those present."""
@@ -967,7 +967,7 @@ class Analysis:
         )
 
     def _make_at_once(self) -> None:
-        """Make the slowest parts of an answer on more than one core, if the window is large.
+        """Compute the slowest parts of an answer on two cores.
 
         Steps, then fits, then replays are computed in a second thread, while this one computes
         what does not need them.

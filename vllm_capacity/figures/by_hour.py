@@ -295,17 +295,16 @@ def _fastest_means(window: HourlyWindow, params: Mapping[str, object]) -> pl.Dat
 
 
 def same_processes(
-    window: Window, some_rows: Database | None, params: Mapping[str, object]
+    window: Window, some_rows: Database, params: Mapping[str, object]
 ) -> pl.DataFrame:
     """The result of same_processes.sql; reads all rows only if `some_rows` leave a possible pair.
 
     The count of one process grows over any selection of samples, so some rows can rule a pair out.
     """
     name, possible = "same_processes", {**params, "fewest": 0}
-    if some_rows is not None:
-        found = asked(some_rows, query_text("figures", name), possible, window=window.name)
-        if found.is_empty():
-            return found
+    found = asked(some_rows, query_text("figures", name), possible, window=window.name)
+    if found.is_empty():
+        return found
     return Window.shipped_sql(window, "figures", name, params)
 
 

@@ -486,7 +486,7 @@ def _lines(text: str, width: int, *, before: str = "", after: str = "") -> list[
         break_on_hyphens=False,
     )
     # textwrap counts characters, of which some take two columns of a terminal.
-    fitting = [cut for line in lines for cut in (chop_cells(line, width) or [""])]
+    fitting = [cut for line in lines for cut in chop_cells(line, width)]
     return [line.replace(_NO_BREAK, " ") for line in fitting] or [""]
 
 

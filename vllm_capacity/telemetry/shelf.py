@@ -20,7 +20,7 @@ import polars as pl
 
 from vllm_capacity.holding import Pin, alone, private_folder
 from vllm_capacity.telemetry.bucket import Bucket
-from vllm_capacity.telemetry.manifest import Manifest
+from vllm_capacity.telemetry.manifest import Manifest, digest
 from vllm_capacity.telemetry.mirror import entry_names, fetch_entries, put_entry
 
 _PARTIAL = ".partial"
@@ -216,7 +216,5 @@ def _hash(path: Path) -> str:
         found = sorted(entries, key=lambda entry: entry.name)
     if not all(entry.is_file() for entry in found):  # reading a pipe might never end
         return ""
-    # A month has ten thousand of these small files: each is read at once.
-    digests = (hashlib.sha256(Path(entry).read_bytes()).hexdigest() for entry in found)
-    text = " ".join(f"{entry.name} {own}" for entry, own in zip(found, digests, strict=True))
+    text = " ".join(f"{entry.name} {digest(Path(entry))}" for entry in found)
     return hashlib.sha256(text.encode()).hexdigest()[:_HASH_DIGITS]
