@@ -17,6 +17,7 @@ import polars as pl
 from bench.engine_day import engine_day
 from vllm_capacity.facts.metrics import KV_CACHE
 from vllm_capacity.figures.by_hour import Digests, kept_pieces, key_of
+from vllm_capacity.figures.days import in_days
 from vllm_capacity.figures.pieces import NO_BASE, ROWS_PER_PIECE, pieces_of
 from vllm_capacity.telemetry.manifest import SINGLE, TABLES, as_listed, write_note
 from vllm_capacity.telemetry.processes import PROCESS_START
@@ -83,6 +84,9 @@ def engine_month(folder: Path, engines: int, days: int) -> Path:
     shelf, digests, base = Shelf.of(window.manifest), Digests(path), NO_BASE.digest
     for number, piece in enumerate(pieces_of(window, window.extent)):
         base = shelf.keep(key_of(piece, base, digests), str(number), fleet.hour(number)).base
+    days = in_days(pieces_of(window, window.extent), [window.extent.start])
+    for _ in kept_pieces(window, days, shelf):  # stores the days
+        pass
     return path
 
 

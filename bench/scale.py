@@ -204,9 +204,12 @@ _QUESTIONS = (
 
 
 def read(path: Path) -> None:
-    """Every frame of the hourly summaries of a window."""
-    for name in sorted({frame.name for frame in path.glob(".rollup/*/*.parquet")}):
-        pl.read_parquet(sorted(path.glob(f".rollup/*/{name}")), glob=False)
+    """Every frame of a window's summaries that figures read: of days, and of hours in no day."""
+    entries = {entry: entry.name.partition(".")[0] for entry in path.glob(".rollup/2*")}
+    days = {begin for begin in entries.values() if "T" not in begin}
+    read = [entry for entry, begin in entries.items() if begin in days or begin[:10] not in days]
+    for name in sorted({frame.name for entry in read for frame in entry.iterdir()}):
+        pl.read_parquet([entry / name for entry in sorted(read)], glob=False)
 
 
 def figures(path: Path) -> None:

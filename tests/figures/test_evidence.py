@@ -1,10 +1,10 @@
-"""Gauges that stand still while no token comes."""
+"""Facts of the quality report: gauges that stand still while no token comes, and time ranges."""
 
 import polars as pl
 import pytest
 
 from tests.figures.small_windows import at, seconds_of
-from vllm_capacity.verdicts.quality.evidence import stale_gauges
+from vllm_capacity.verdicts.quality.evidence import spans, stale_gauges
 
 SCHEMA = {
     **dict.fromkeys(("instance", "engine"), pl.String),
@@ -38,3 +38,13 @@ def steps(*rows, seconds=30):
 def test_stretches_with_running_requests_but_no_tokens(rows, expected):
     found = stale_gauges(steps(*rows)).select("start", "end", "value").rows()
     assert [(seconds_of(start), seconds_of(end), value) for start, end, value in found] == expected
+
+
+@pytest.mark.parametrize(
+    ("count", "listed", "ending"),
+    [(1, 1, "08:00:10Z"), (20, 20, "08:20:00Z"), (1025, 20, "; and 1,005 more")],
+)
+def test_at_most_twenty_time_ranges_are_listed(count, listed, ending):
+    found = spans([(at(60 * n), at(60 * n + (10 if count == 1 else 60))) for n in range(count)])
+    assert found.count(" … ") == listed
+    assert found.endswith(ending)

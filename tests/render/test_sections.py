@@ -244,11 +244,12 @@ def test_advice_that_engines_share_is_given_once(engines, shown):
     assert cells(made, "evidence")[0] == "a waited"
 
 
-def test_times_of_a_finding_are_the_first_two():
-    when = "2026-11-24T08:00:00.5Z … 2026-11-24T08:01:00Z; " + "; ".join(["later"] * 3)
+@pytest.mark.parametrize(("listed", "more"), [(["later"], "2"), (["and 1,005 more"], "1,006")])
+def test_times_of_a_finding_are_the_first_two(listed, more):
+    when = "; ".join(["2026-11-24T08:00:00.5Z … 2026-11-24T08:01:00Z", "later", "later", *listed])
     found = replace(finding("gap", "info"), when=when)
     made = quality.quality_table(analysis(answer=answer(quality=(found,))))
-    shown = "2026-11-24 08:00:00Z … 2026-11-24 08:01:00Z; later and 2 more"
+    shown = f"2026-11-24 08:00:00Z … 2026-11-24 08:01:00Z; later and {more} more"
     assert cells(made, "when (UTC)") == [shown]
 
 

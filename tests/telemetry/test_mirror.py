@@ -113,6 +113,27 @@ def test_of_a_short_part_come_the_rows_of_its_own_hours(bucket, tmp_path):
     assert found == Analysis(own.remembering(), part).answer
 
 
+def test_of_finished_days_one_entry_each_is_copied(bucket, tmp_path):
+    own, rows = long_window(tmp_path / "w", days=2.4), {"rows_per_piece": 1300}  # three hours
+    rolled_up(own.path, None, **rows)
+    publish(own.manifest, (own.path / ".rollup").glob("2*"), URL)
+    window = open_window(URL)
+    found = Analysis(as_read(window, window.extent, **rows), window.extent).answer
+    pieces = [name.partition(".")[0] for name in copied(tmp_path)[1]]
+    days = [f"{MONDAY + timedelta(days=n):%Y-%m-%d}" for n in range(3)]
+    last = [f"{days[2]}T{hour:02}" for hour in (0, 3, 6, 9)]
+    assert pieces == [days[0], days[1], *last]
+    by_path = open_window(own.path)
+    assert found == Analysis(as_read(by_path, window.extent, **rows), window.extent).answer
+    forget(tmp_path)
+    start = MONDAY + timedelta(days=1, hours=6.5)
+    part = window.clamp(start, start + timedelta(hours=1))
+    short = Analysis(as_read(open_window(URL), part, **rows), part).answer
+    assert short == Analysis(own.remembering(), part).answer
+    pieces = [name.partition(".")[0] for name in copied(tmp_path)[1]]
+    assert pieces == [days[0], *(f"{days[1]}T{hour:02}" for hour in range(0, 24, 3)), *last]
+
+
 def test_of_a_short_part_all_rows_come_where_not_everything_was_made_ahead(bucket, local):
     put(local, with_entries=False)
     start, end = (datetime(2026, 11, 24, hour, tzinfo=UTC) for hour in (10, 11))

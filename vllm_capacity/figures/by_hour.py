@@ -3,7 +3,8 @@
 A range of more than six hours is not read row by row. The summaries of its pieces
 (figures/pieces.py) are computed once and stored next to the window, each under a hash of its source
 rows: a piece is computed again only if its data changed, so late rows renew exactly the pieces that
-they affect. The cost of an answer grows with the number of minutes, not of scrapes.
+they affect. Those of a finished day are also stored as one (figures/days.py). The cost of an answer
+grows with the number of minutes, not of scrapes.
 
 Exact, as if from all rows: counts, bills, histogram quantiles, restarts, gaps. Means of gauges
 differ by the hold time of one scrape at each hour boundary, and steps are one minute long.
@@ -24,6 +25,7 @@ import polars as pl
 
 from vllm_capacity.figures import traffic
 from vllm_capacity.figures.attempts import Attempts
+from vllm_capacity.figures.days import in_days, joined
 from vllm_capacity.figures.pieces import (
     NO_BASE,
     ROWS_PER_PIECE,
@@ -48,7 +50,6 @@ _VERSION, _LAYOUT = version("vllm-capacity"), 4  # of the code, and of the summa
 _HASH_DIGITS = 24
 OF_ALL_ROWS = ("relabelled",)  # also depends on the rows between first and last
 _SMALL = ("series", "intake")
-_AT_ONCE = 24  # pieces
 _LARGE = ("steps", "attempt_steps")  # not cached in memory: read again each time
 
 
@@ -95,13 +96,13 @@ class HourlyWindow(Window):
             found = _settled(found, self) if "is_birth" in found.columns else found
             if name in _LARGE:
                 return found
-            self._frames[key] = found
+            self._frames[key] = found.rechunk()  # else sums depend on the number of files
         return self._frames[key]
 
     def hourly_parts(self, name: str) -> Iterator[pl.DataFrame]:
-        """The named frame of the pieces in the range, a few pieces at a time, in order."""
-        for first in range(0, len(self._inside), _AT_ONCE):
-            yield _together(self._inside[first : first + _AT_ONCE], name)
+        """The named frame of the pieces in the range, those of a day at a time, in order."""
+        for _, day in groupby(self._inside, key=lambda piece: piece.time_range.start.date()):
+            yield _together(list(day), name)
 
     @cached_property
     def ends(self) -> Database:
@@ -145,7 +146,10 @@ def by_hour(
         return window.remembering()
     shelf = Shelf.of(window.manifest)
     cut = pieces_of(window, time_range, rows_per_piece=rows_per_piece)
-    pieces = tuple(kept_pieces(window, cut, shelf))
+    days = in_days(cut, (time_range.start, time_range.end, window.extent.start))
+    pieces = tuple(kept_pieces(window, days, shelf))
+    if not any(piece.is_cut for piece in cut):
+        shelf.tidy()
     own = {each.name: getattr(window, each.name) for each in fields(Window)}
     kept = {"time_range": time_range, "pieces": pieces, "shelf": shelf}
     found = HourlyWindow(**{**own, "answers": Answers(), **kept})
@@ -156,21 +160,39 @@ def by_hour(
 def kept_pieces(window: Window, pieces: Sequence[Piece], shelf: Shelf) -> Iterator[Kept]:
     """Every piece of the window in order, from its stored entry or computed now.
 
-    Pieces cut by an end of the range are not stored: there are many ranges, but few hours.
+    Pieces cut by an end of the range are not stored: there are many ranges, but few hours. A day
+    is made of its pieces, which are stored as well.
     """
-    digests = Digests(window.path)
+    return _kept_after(window, pieces, shelf, Digests(window.path), None)
+
+
+def _kept_after(
+    window: Window, pieces: Sequence[Piece], shelf: Shelf, digests: Digests, before: Entry | None
+) -> Iterator[Kept]:
+    """`kept_pieces` of pieces that follow the one with the entry `before`."""
     shelf.fetch({piece.hour for piece in pieces if not piece.is_cut})
-    base, before = NO_BASE.digest, None
     for piece in pieces:
+        base = NO_BASE.digest if before is None else before.base
         key = key_of(piece, base, digests)
         entry = None if piece.is_cut else shelf.find(key)
-        if entry is None:
+        if entry is not None:
+            _spare(piece.parts, base, shelf, digests)
+        elif piece.parts:
+            parts = [own.entry for own in _kept_after(window, piece.parts, shelf, digests, before)]
+            frames = joined(parts, window.named_sql("figures", "series"))
+            entry = shelf.keep(key, parts[-1].base, frames)
+        else:
             frames = computed(window, piece, base_in(before))
             entry = keep(frames, shelf, None if piece.is_cut else key)
         yield Kept(piece.time_range, entry)
-        base, before = entry.base, entry
-    if not any(piece.is_cut for piece in pieces):
-        shelf.tidy()
+        before = entry
+
+
+def _spare(parts: Sequence[Piece], base: str | None, shelf: Shelf, digests: Digests) -> None:
+    """Keep the entries of a day's pieces, though only the day's is read."""
+    for part in parts:
+        if base is not None:
+            base = shelf.spare(key_of(part, base, digests))
 
 
 class Digests(dict[str, str]):

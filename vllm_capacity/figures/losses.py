@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from math import ceil
 from typing import Any
 
@@ -143,7 +144,14 @@ class Losses:
 
     def of(self, instance: str, why: str) -> list[Unread]:
         """The unread times of one target and kind, in order."""
-        return [one for one in self.stretches if (one.instance, one.why) == (instance, why)]
+        return self._by_target.get((instance, why), [])
+
+    @cached_property
+    def _by_target(self) -> dict[tuple[str, str], list[Unread]]:
+        found: dict[tuple[str, str], list[Unread]] = {}
+        for one in self.stretches:
+            found.setdefault((one.instance, one.why), []).append(one)
+        return found
 
 
 def losses(

@@ -57,7 +57,7 @@ _PARTS_OF_A_DAY = (1, 2, 3, 4, 6, 8, 12, 24)
 _BASE_ROWS, _BASE_SECONDS = 12, 65  # enough for intervals and the best minute
 _UP = "up"
 _LONG_BASE = (_UP, RUNNING, GENERATION_TOKENS)
-_LOAD = (RUNNING, WAITING)
+LOAD = (RUNNING, WAITING)
 _OF_THE_SCRAPER = (_UP, "scrape_duration_seconds")  # have a sample even if a scrape fails
 _SEEN = (RUNNING, GENERATION_TOKENS, REQUESTS, KV_CACHE)  # of engines: one row is enough
 _FRESH = timedelta(minutes=5)
@@ -71,17 +71,19 @@ Mask = NDArray[np.bool_]
 class Piece:
     """A time range of one or more clock hours, and the window's files with its rows.
 
-    `is_cut`: whether an end of the requested range cuts it.
+    `is_cut`: whether an end of the requested range cuts it. `parts` are the pieces of a day
+    (days.py); empty for a piece that is computed from rows.
     """
 
     time_range: TimeRange
     files: tuple[File, ...]
     is_cut: bool = False
+    parts: tuple[Piece, ...] = ()
 
     @property
     def hour(self) -> str:
-        """The hour as in its files' names: `2026-11-24T08`."""
-        return f"{self.time_range.start:%Y-%m-%dT%H}"
+        """The hour as in its files' names, `2026-11-24T08`; of a day, its date."""
+        return f"{self.time_range.start:{'%Y-%m-%d' if self.parts else '%Y-%m-%dT%H'}}"
 
     @property
     def rows(self) -> dict[str, int]:
@@ -377,10 +379,10 @@ def _last(before: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
 
 def _ends(rows: Base, base: Base) -> pl.DataFrame:
     """The last row of every histogram's run, and the first if the base does not have the run."""
-    return rows.histograms.filter(pl.Series(_is_end(rows.histograms, base.histograms)))
+    return rows.histograms.filter(pl.Series(is_run_end(rows.histograms, base.histograms)))
 
 
-def _is_end(rows: pl.DataFrame, base: pl.DataFrame) -> Mask:
+def is_run_end(rows: pl.DataFrame, base: pl.DataFrame) -> Mask:
     """Whether each row ends a (series, run), or begins one that does not continue from the base."""
     ids, runs = rows["series_id"].to_numpy(), rows["run"].to_numpy()
     if not ids.size:
@@ -409,13 +411,13 @@ def _end_samples(
     For load, also the rows before silences and at the last answers (instance, ts). For process
     starts, the rows on both sides of a change of a target's start.
     """
-    ends = rows.filter(pl.Series(_is_end(rows, base)))
+    ends = rows.filter(pl.Series(is_run_end(rows, base)))
     known = series.select("series_id", "kind", "metric", "instance")
     ids = {
         name: known.filter(which).get_column("series_id").to_numpy()
         for name, which in (
             ("gauges", pl.col("kind").is_in(["gauge", "info"])),
-            ("load", pl.col("metric").is_in(_LOAD)),
+            ("load", pl.col("metric").is_in(LOAD)),
             ("starts", pl.col("metric") == PROCESS_START),
         )
     }

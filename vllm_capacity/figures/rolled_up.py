@@ -4,7 +4,8 @@ A piece of a window depends on its base, the last rows before it, so the obvious
 after another (by_hour.py). Working in parallel takes two passes over a batch of pieces. First,
 workers extract from the rows of each piece what it adds to the next piece's base, and these are
 combined in order. Then the base of each piece is known, and workers compute the pieces and store
-their entries. The entries are byte-for-byte the same.
+their entries. The entries are byte-for-byte the same. At last, those of finished days (days.py) are
+made.
 
 Each entry is stored as soon as it is computed, under a hash of its inputs: after a killed run, the
 next one continues where it stopped, and concurrent runs produce the same entries.
@@ -25,6 +26,7 @@ from vllm_capacity.figures.by_hour import (
     kept_pieces,
     key_of,
 )
+from vllm_capacity.figures.days import in_days, joined
 from vllm_capacity.figures.pieces import (
     NO_BASE,
     ROWS_PER_PIECE,
@@ -57,12 +59,16 @@ class RolledUp:
 
 @dataclass(frozen=True)
 class _Task:
-    """A piece of a window for a worker; `manifest` lists only the files that it needs."""
+    """A piece of a window for a worker; `manifest` lists only the files that it needs.
+
+    `parts` are the keys of the pieces of a day.
+    """
 
     manifest: Manifest
     piece: Piece
     key: str = ""
     base: Base = NO_BASE
+    parts: tuple[str, ...] = ()
 
 
 def roll_up(
@@ -80,38 +86,47 @@ def roll_up(
     """
     if not is_read_by_hour(window, window.extent):
         return RolledUp(0, 0)
-    shelf = Shelf.of(window.manifest, is_published=True)
-    if shelf.folder is None:
-        raise InputError(
-            f"Hourly summaries can be kept neither in {window.path} nor among the temporary files. "
-            "Make one of them writable."
-        )
     pieces = pieces_of(window, window.extent, rows_per_piece=rows_per_piece)
-    if workers is None:
-        for done, _ in enumerate(kept_pieces(window, pieces, shelf), 1):
-            progress(done, len(pieces))
-        return RolledUp(len(pieces), shelf.made)
-    made = _by_batches(window, pieces, shelf, workers, progress)
-    if shelf.remote is None:
-        shelf.tidy()
+    made = _make_pieces(window, pieces, workers, progress)
+    _make_days(window, pieces, workers)
     return RolledUp(len(pieces), made)
 
 
 def entries_of(window: Window) -> list[Path]:
-    """The folders of the window's stored entries, in order; empty if it is not read by hour.
+    """The folders of the window's stored entries: pieces in order, then days.
 
-    Missing entries are made first.
+    Missing entries are made first. Empty if the window is not read by hour.
     """
     if not is_read_by_hour(window, window.extent):
         return []
-    pieces = kept_pieces(window, pieces_of(window, window.extent), Shelf.of(window.manifest))
-    return [each.entry.frames for each in pieces if isinstance(each.entry.frames, Path)]
+    pieces, shelf = pieces_of(window, window.extent), Shelf.of(window.manifest)
+    days = in_days(pieces, [window.extent.start])
+    kept = [*kept_pieces(window, pieces, shelf), *kept_pieces(window, days, shelf)]
+    found = [each.entry.frames for each in kept if isinstance(each.entry.frames, Path)]
+    return list(dict.fromkeys(found))  # some pieces are in both
 
 
 def most_workers(window: Window) -> int:
     """How many of the window's largest pieces fit into memory at once, at least one."""
     pieces = pieces_of(window, window.extent)
     return max(1, limit_bytes() // max(1, *(needed_bytes(**piece.rows) for piece in pieces)))
+
+
+def _make_pieces(
+    window: Window, pieces: Sequence[Piece], workers: Workers | None, progress: Progress
+) -> int:
+    """Store the missing entries of pieces and return their number."""
+    shelf = Shelf.of(window.manifest, is_published=True)
+    if shelf.folder is None:
+        raise InputError(
+            f"Hourly summaries can be kept neither in {window.path} nor among the temporary files. "
+            "Make one of them writable."
+        )
+    if workers is not None:
+        return _by_batches(window, pieces, shelf, workers, progress)
+    for done, _ in enumerate(kept_pieces(window, pieces, shelf), 1):
+        progress(done, len(pieces))
+    return shelf.made
 
 
 def _by_batches(
@@ -146,6 +161,28 @@ def _by_batches(
     return made
 
 
+def _make_days(window: Window, pieces: Sequence[Piece], workers: Workers | None) -> None:
+    """Store the missing entries of finished days; those of all pieces are stored."""
+    shelf, digests = Shelf.of(window.manifest, is_published=True), Digests(window.path)
+    rests_on: str | None = NO_BASE.digest
+    tasks = []
+    for piece in in_days(pieces, [window.extent.start]):
+        before, keys = rests_on, []
+        for part in piece.parts or (piece,):
+            if rests_on is None:  # removed by another run
+                return
+            keys.append(key_of(part, rests_on, digests))
+            rests_on = shelf.base(keys[-1])
+        if piece.parts and before is not None:
+            key = key_of(piece, before, digests)
+            if shelf.base(key) is None:
+                tasks.append(replace(_task(window, piece), key=key, parts=tuple(keys)))
+    for _ in map(_make_day, tasks) if workers is None else workers.map(_make_day, tasks):
+        pass
+    if shelf.remote is None:
+        shelf.tidy()
+
+
 def _read_base(key: str, shelf: Shelf) -> Base:
     entry = shelf.find(key)
     if entry is None and shelf.remote is not None:
@@ -176,3 +213,14 @@ def _make(task: _Task) -> None:
         Shelf.of(window.manifest, is_published=True),
         task.key,
     )
+
+
+def _make_day(task: _Task) -> None:
+    """Store the entry of a day, made from those of its pieces."""
+    window = part_of(task.manifest)
+    shelf = Shelf.of(window.manifest, is_published=True)
+    shelf.fetch({part.hour for part in task.piece.parts})
+    parts = [entry for key in task.parts if (entry := shelf.find(key)) is not None]
+    if len(parts) == len(task.parts):  # else removed by another run
+        frames = joined(parts, window.named_sql("figures", "series"))
+        shelf.keep(task.key, parts[-1].base, frames)

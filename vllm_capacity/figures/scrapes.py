@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import accumulate
+from typing import TypeVar
 
 import numpy as np
 import polars as pl
@@ -29,6 +30,8 @@ from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
 
 Schema = dict[str, DataTypeClass | pl.DataType]
+
+_OfTarget = TypeVar("_OfTarget", "Gap", "Restart")
 
 _INSTANT_SECONDS = 1e-9  # two attempts at one time are near each other, whatever the interval
 _MIN_STEPS = 6
@@ -384,27 +387,33 @@ def interruptions(
         name: targets[name].rows().filter(~pl.col("is_good")).get_column("ts")
         for name in {gap.instance for gap in found_gaps}
     }
+    restarts_at, gaps_at = by_instance(found), by_instance(found_gaps)
     rows = []
     for gap in found_gaps:
         inside = int(failed[gap.instance].is_between(gap.start, gap.end, closed="none").sum())
-        own = [each for each in found if _covers(gap, each)]
+        own = [each for each in restarts_at.get(gap.instance, []) if _covers(gap, each)]
         started = own[0].started if own else None
         ends = gap.instance, gap.start, gap.end
         rows.append(Interruption(*ends, inside, True, bool(own), started))
     rows += [
         Interruption(each.instance, each.before, each.after, 0, False, True, each.started)
         for each in found
-        if not any(_covers(gap, each) for gap in found_gaps)
+        if not any(_covers(gap, each) for gap in gaps_at.get(each.instance, []))
     ]
     return sorted(rows, key=lambda each: (each.instance, each.start, each.end))
 
 
+def by_instance(found: Iterable[_OfTarget]) -> dict[str, list[_OfTarget]]:
+    """What was found at each target, by the name of the target."""
+    own: dict[str, list[_OfTarget]] = {}
+    for one in found:
+        own.setdefault(one.instance, []).append(one)
+    return dict(sorted(own.items()))
+
+
 def _covers(gap: Gap, restart: Restart) -> bool:
-    return (
-        gap.instance == restart.instance
-        and gap.start <= restart.before
-        and restart.after <= gap.end
-    )
+    """Whether a restart happened within a gap of the same target."""
+    return gap.start <= restart.before and restart.after <= gap.end
 
 
 def outages(

@@ -27,6 +27,7 @@ from vllm_capacity.figures.by_hour import (
     key_of,
     same_processes,
 )
+from vllm_capacity.figures.days import in_days
 from vllm_capacity.figures.few_rows import with_few_rows
 from vllm_capacity.figures.pieces import NO_BASE, ROWS_PER_PIECE, Piece, all_rows, pieces_of
 from vllm_capacity.telemetry.memory import Database
@@ -91,19 +92,19 @@ def short_part(
     """The window with the rows near the range; None if any entry that it needs is not stored."""
     cut = pieces_of(window, window.extent, rows_per_piece=rows_per_piece)
     shelf = Shelf.of(window.manifest)
-    entries = _kept(window, cut, shelf)
+    near = [piece.time_range for piece in cut if _overlap(piece.time_range, time_range)]
+    borders = [border for own in near for border in (own.start, own.end)]
+    days = in_days(cut, [window.extent.start, *borders])
+    entries = _kept(days, shelf, Digests(window.path), NO_BASE.digest)
     if entries is None:
         return None
-    pieces, near = [], []
-    for piece, entry in zip(cut, entries, strict=True):
-        is_near = (
-            piece.time_range.start < time_range.end and piece.time_range.end > time_range.start
+    pieces = [
+        Kept(
+            piece.time_range,
+            _with_rows(window, piece, entry) if piece.time_range in near else entry,
         )
-        if is_near:
-            near.append(piece.time_range)
-        pieces.append(
-            Kept(piece.time_range, _with_rows(window, piece, entry) if is_near else entry)
-        )
+        for piece, entry in entries
+    ]
     own = {each.name: getattr(window, each.name) for each in fields(Window)}
     found = ShortPart(
         **{**own, "answers": Answers()},
@@ -116,16 +117,23 @@ def short_part(
     return found
 
 
-def _kept(window: Window, pieces: Sequence[Piece], shelf: Shelf) -> list[Entry] | None:
-    """The entry of each piece; None if any is not stored."""
+def _overlap(one: TimeRange, other: TimeRange) -> bool:
+    return one.start < other.end and one.end > other.start
+
+
+def _kept(
+    pieces: Sequence[Piece], shelf: Shelf, digests: Digests, base: str
+) -> list[tuple[Piece, Entry]] | None:
+    """Each piece with its entry, or the pieces of a day without one; None if any is missing."""
     shelf.fetch({piece.hour for piece in pieces})
-    digests, base, found = Digests(window.path), NO_BASE.digest, []
+    found: list[tuple[Piece, Entry]] = []
     for piece in pieces:
         entry = shelf.find(key_of(piece, base, digests))
-        if entry is None:
+        own = [(piece, entry)] if entry else _kept(piece.parts, shelf, digests, base)
+        if not own:
             return None
-        found.append(entry)
-        base = entry.base
+        found += own
+        base = own[-1][1].base
     return found
 
 

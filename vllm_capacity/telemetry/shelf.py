@@ -34,6 +34,13 @@ class Entry:
     frames: Mapping[str, pl.DataFrame] | Path
     base: str
 
+    @property
+    def names(self) -> list[str]:
+        """The names of its frames."""
+        if isinstance(self.frames, Path):
+            return sorted(path.stem for path in self.frames.iterdir())
+        return sorted(self.frames)
+
     def frame(self, name: str) -> pl.DataFrame:
         """One of its frames."""
         if isinstance(self.frames, Path):
@@ -100,8 +107,19 @@ class Shelf:
         entry = self.find(key)
         return entry.base if entry else None
 
+    def spare(self, key: str) -> str | None:
+        """The `base` of the entry with that key, which `tidy` then keeps; None if there is none.
+
+        The entry is not read, so damage is not noticed.
+        """
+        path = self._there.get(key)
+        if path is None:
+            return None
+        self._used.add(path)
+        return path.name.split(".")[2]
+
     def fetch(self, hours: Container[str]) -> None:
-        """Download the entries of these hours from S3, all at once."""
+        """Download the entries of these hours or dates from S3, all at once."""
         self._copy([key for key in self._remote_names if key.partition(".")[0] in hours])
 
     def _copy(self, keys: Iterable[str]) -> None:

@@ -251,7 +251,9 @@ def _shape(severity: str) -> str:
 def _when(times: str | None) -> str:
     """The times of a finding, at most two, without date markers and fractions."""
     readable = re.sub(r"(?<=\d)T(?=\d)", " ", re.sub(r"\.\d+(?=Z)", "", times or ""))
-    spells = readable.split("; ")
+    spells, unlisted = readable.split("; "), 0
+    if found := re.fullmatch(r"and ([\d,]+) more", spells[-1]):
+        spells, unlisted = spells[:-1], int(found[1].replace(",", ""))
     shown = "; ".join(spells[:_SPELLS_SHOWN])
-    more = len(spells) - _SPELLS_SHOWN
-    return f"{shown} and {more} more" if more > 0 else shown
+    more = len(spells) - _SPELLS_SHOWN + unlisted
+    return f"{shown} and {more:,} more" if more > 0 else shown

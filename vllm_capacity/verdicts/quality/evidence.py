@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, ClassVar
@@ -22,6 +22,7 @@ from vllm_capacity.timerange import TimeRange, iso
 
 _STALE_SECONDS = 60.0
 _MIN_COUNTS = 5  # fewer shared values do not prove that two targets are one process
+_LISTED = 20  # time ranges of a finding
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,13 @@ class Finding(Record):
 def span(start: datetime, end: datetime) -> str:
     """A time range in the form that `when` uses."""
     return f"{iso(start)} … {iso(end)}"
+
+
+def spans(ranges: Sequence[tuple[datetime, datetime]]) -> str:
+    """The first 20 time ranges, and the number of the others."""
+    listed = [span(start, end) for start, end in ranges[:_LISTED]]
+    more = len(ranges) - len(listed)
+    return "; ".join([*listed, *([f"and {more:,} more"] if more else [])])
 
 
 def amounts(max_effect: Mapping[str, float]) -> str:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from vllm_capacity.figures.losses import Unread
-from vllm_capacity.verdicts.quality.evidence import Evidence, Finding, amounts, span
+from vllm_capacity.figures.scrapes import by_instance
+from vllm_capacity.verdicts.quality.evidence import Evidence, Finding, amounts, span, spans
 
-_LISTED = 20  # maximum number of restarts listed individually
 _OFTEN, _OFTEN_RATIO = 5, 0.2
 _OFTEN_EFFECT = (
     "So many restarts in so few scrapes suggest that several processes answer under one address in "
@@ -20,8 +20,7 @@ def restarts(evidence: Evidence) -> list[Finding]:
     """Targets that restarted from zero, and what may have been lost."""
     found = []
     good = {instance: own.good for instance, own in evidence.attempts.targets.items()}
-    for instance in sorted({restart.instance for restart in evidence.restarts}):
-        own = [restart for restart in evidence.restarts if restart.instance == instance]
+    for instance, own in by_instance(evidence.restarts).items():
         unread = evidence.losses.of(instance, "restart")
         max_effect = _max_effect(unread)
         effect = (
@@ -29,10 +28,7 @@ def restarts(evidence: Evidence) -> list[Finding]:
             f"scrape is missing from all figures: {_effect(unread)}{_bound(unread, evidence)}. "
             f"{_in_flight(unread)}"
         )
-        result = [span(restart.before, restart.after) for restart in own[:_LISTED]]
-        when = "; ".join(
-            [*result, *([f"and {len(own) - _LISTED} more"] if len(own) > _LISTED else [])]
-        )
+        when = spans([(restart.before, restart.after) for restart in own])
         is_known, answers = instance in evidence.doubtful, good.get(instance, 0)
         is_often = not is_known and len(own) >= _OFTEN and len(own) > _OFTEN_RATIO * answers
         if is_often:

@@ -16,10 +16,9 @@ from vllm_capacity.figures.latency import Latency
 from vllm_capacity.verdicts.quality import losses as quality_losses
 from vllm_capacity.verdicts.quality import scrapes as quality_scrapes
 from vllm_capacity.verdicts.quality import series as quality_series
-from vllm_capacity.verdicts.quality.evidence import Evidence, Finding, span
-from vllm_capacity.verdicts.saturation.arrays import Indices, instant, summed, total
+from vllm_capacity.verdicts.quality.evidence import Evidence, Finding, spans
+from vllm_capacity.verdicts.saturation.arrays import instant, summed, total
 from vllm_capacity.verdicts.saturation.fit import SaturationFit
-from vllm_capacity.verdicts.saturation.regimes import EngineSteps
 
 
 def slowed(fits: Sequence[SaturationFit]) -> list[Finding]:
@@ -36,29 +35,22 @@ def _finding(fit: SaturationFit) -> Finding:
     tokens = total(steps.output_tokens_per_second[slow], steps.seconds[slow])
     running = total(steps.running[slow], steps.seconds[slow])
     best = "" if fit.best is None else f", its best minute {fit.best.output:,.0f}"
-    spells = _spells(steps, slow)
+    is_on = (np.diff(slow) == 1) & steps.is_next[slow[1:]]  # no hole before
+    firsts, lasts = slow[np.append(True, ~is_on)], slow[np.append(~is_on, True)]
+    ends = (
+        (steps.start[first], steps.end[last]) for first, last in zip(firsts, lasts, strict=True)
+    )
     return Finding(
         check="slowed",
         severity="warning",
-        count=len(spells),
+        count=len(firsts),
         effect=(
             f"{fit.engine}: for {whole:,.0f} s it gave {tokens / whole:,.0f} output tokens/s with "
             f"{running / whole:,.1f} requests running{best}: something outside slowed it, or its "
             "requests were different. The capacity leaves that time out."
         ),
-        when="; ".join(spells),
+        when=spans([(instant(start), instant(end)) for start, end in ends]),
     )
-
-
-def _spells(steps: EngineSteps, slow: Indices) -> list[str]:
-    """The time ranges of consecutive steps without a hole, as text."""
-    is_on = (np.diff(slow) == 1) & steps.is_next[slow[1:]]
-    firsts = slow[np.concatenate([[True], ~is_on])]
-    lasts = slow[np.concatenate([~is_on, [True]])]
-    return [
-        span(instant(steps.start[first]), instant(steps.end[last]))
-        for first, last in zip(firsts, lasts, strict=True)
-    ]
 
 
 CHECKS = (

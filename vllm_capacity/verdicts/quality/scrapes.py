@@ -11,7 +11,7 @@ from vllm_capacity.figures.attempts import Attempts, Target
 from vllm_capacity.figures.gauges import Gauges
 from vllm_capacity.telemetry.processes import PROCESS_START
 from vllm_capacity.timerange import iso
-from vllm_capacity.verdicts.quality.evidence import Evidence, Finding, amounts, span
+from vllm_capacity.verdicts.quality.evidence import Evidence, Finding, amounts, span, spans
 
 _GAUGES = ("running", "waiting", "kv_cache_ratio")
 _COARSE_SECONDS = 5.0
@@ -96,8 +96,7 @@ def gaps(evidence: Evidence) -> list[Finding]:
     found = []
     starts = evidence.lifetimes.filter(pl.col("metric") == PROCESS_START)
     result = set(starts.get_column("instance"))
-    for instance in sorted({gap.instance for gap in evidence.gaps}):
-        own = [gap for gap in evidence.gaps if gap.instance == instance]
+    for instance, own in scrapes.by_instance(evidence.gaps).items():
         seconds = sum(gap.seconds for gap in own)
         unless = "" if instance in result else _UNLESS_OVERTAKEN
         effect = (
@@ -106,7 +105,7 @@ def gaps(evidence: Evidence) -> list[Finding]:
             "charts spread it over the gap and mark it; running.mean, waiting.mean and "
             "kv_cache_ratio.mean leave the gap out (see coverage)."
         )
-        when = "; ".join(span(gap.start, gap.end) for gap in own)
+        when = spans([(gap.start, gap.end) for gap in own])
         found.append(Finding("gap", "warning", len(own), effect, when))
     return found
 
