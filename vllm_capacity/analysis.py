@@ -228,7 +228,7 @@ class Analysis:
         return costs_by_part(
             self.window,
             self.engines,
-            self.attempts,
+            self.attempt_stretches,
             time_range=self.time_range,
             pricing=self.assumptions.pricing,
         )
@@ -240,7 +240,7 @@ class Analysis:
         return costs_by_hour(
             self.window,
             self.engines,
-            self.attempts,
+            self.attempt_stretches,
             time_range=self.time_range,
             pricing=self.assumptions.pricing,
             capacity=each,

@@ -25,6 +25,7 @@ from vllm_capacity.estimate import Estimate
 from vllm_capacity.facts.fleet import Rate
 from vllm_capacity.facts.metrics import GENERATION_TOKENS, REQUESTS
 from vllm_capacity.figures import traffic
+from vllm_capacity.figures.attempts import Attempts
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
 
@@ -38,7 +39,11 @@ _Billed = dict[str, Any]
 
 
 def engine_hours(
-    window: Window, engines: pl.DataFrame, attempts: pl.DataFrame, *, time_range: TimeRange
+    window: Window,
+    engines: pl.DataFrame,
+    attempts: pl.DataFrame | Attempts,
+    *,
+    time_range: TimeRange,
 ) -> pl.DataFrame:
     """Billed time and use of each engine of `engines` in each whole hour (UTC) of the time range.
 
@@ -48,15 +53,13 @@ def engine_hours(
     hour, because the server did not answer for over six minutes that overlap the hour. Empty
     without a whole hour.
     """
-    hours = pl.DataFrame(
-        {"ts": whole_hours(time_range, attempts)}, schema={"ts": pl.Datetime("us", "UTC")}
-    )
-    wanted = _billed(attempts).join(hours, on="ts", how="semi")
+    known = Attempts.of(attempts)
+    wanted = _billed(known, whole_hours(time_range, known))
     rows = wanted.join(engines.select("instance", "engine"), on="instance")
     done = _done(window, time_range)
     return (
         rows.join(done, on=_KEY, how="left")
-        .join(_unseen(attempts, wanted), on=["instance", "ts"], how="left")
+        .join(_unseen(known, wanted), on=["instance", "ts"], how="left")
         .select(
             *_KEY,
             "billed_hours",
@@ -67,18 +70,19 @@ def engine_hours(
     )
 
 
-def whole_hours(time_range: TimeRange, attempts: pl.DataFrame) -> list[datetime]:
+def whole_hours(time_range: TimeRange, attempts: Attempts) -> list[datetime]:
     """The starts of the whole clock hours in the time range, in order.
 
     Hours more than a week from any scrape attempt are left out, so that a year without attempts
     does not make a long list.
     """
-    wanted = attempts.get_column("ts").sort()
-    is_new = (wanted.diff() > 2 * _NEAR).fill_null(True)
-    firsts, lasts = wanted.filter(is_new), wanted.filter(is_new.shift(-1, fill_value=True))
+    spans = attempts.stretches.select("start", "end").sort("start")
+    spans = spans.with_columns(pl.col("end").cum_max())
+    is_new = (pl.col("start") - pl.col("end").shift() > 2 * _NEAR).fill_null(True)
+    apart = spans.group_by(is_new.cum_sum().alias("number"), maintain_order=True)
     return [
         hour
-        for first, last in zip(firsts, lasts, strict=True)
+        for _, first, last in apart.agg(pl.col("start").first(), pl.col("end").last()).iter_rows()
         for hour in _hours_in(
             max(time_range.start, first - _NEAR), min(time_range.end, last + _NEAR)
         )
@@ -95,21 +99,25 @@ def _hour(column: str = "ts") -> pl.Expr:
     return pl.col(column).dt.truncate("1h")
 
 
-def _billed(attempts: pl.DataFrame) -> pl.DataFrame:
-    """Billed hours of each server by clock hour: from attempt to attempt, including failed ones."""
-    steps = attempts.sort("instance", "ts").with_columns(
-        step=pl.col("ts").diff().over("instance").dt.total_microseconds() / 3.6e9
+def _billed(attempts: Attempts, hours: Sequence[datetime]) -> pl.DataFrame:
+    """Billed time of each server in each of these hours: instance, ts, billed_hours (above 0).
+
+    From the last attempt before the hour (else the first one in it) to the last one in it; failed
+    ones count.
+    """
+    wanted = pl.DataFrame({"ts": hours}, schema={"ts": _INSTANT})
+    ends = attempts.beside(sorted({*hours, *(hour + HOUR for hour in hours)}))
+    steps = ends.with_columns(step=pl.col("ts").diff().over("instance"))
+    by_hour = steps.group_by("instance", ts=_hour()).agg(
+        billed_hours=pl.col("step").sum().dt.total_microseconds() / 3.6e9
     )
-    by_hour = steps.group_by("instance", ts=_hour()).agg(billed_hours=pl.col("step").sum())
-    return by_hour.filter(pl.col("billed_hours") > 0)
+    return by_hour.filter(pl.col("billed_hours") > 0).join(wanted, on="ts", how="semi")
 
 
-def _unseen(attempts: pl.DataFrame, wanted: pl.DataFrame) -> pl.DataFrame:
+def _unseen(attempts: Attempts, wanted: pl.DataFrame) -> pl.DataFrame:
     """The wanted hours that overlap a long time without an answer, by server."""
-    good = attempts.filter("is_good").sort("instance", "ts")
-    steps = good.with_columns(before=pl.col("ts").shift().over("instance"))
-    gaps = steps.filter(pl.col("ts") - pl.col("before") > _UNSEEN)
-    touched = gaps.select("instance", ts=_hour("before"), until=_hour()).sort("ts")
+    silences = attempts.silences(_UNSEEN.total_seconds())
+    touched = silences.select("instance", ts=_hour("start"), until=_hour("end")).sort("ts")
     return (
         wanted.select("instance", "ts")
         .sort("ts")
@@ -146,7 +154,7 @@ _HOUR_SCHEMA: dict[str, Any] = {
 def costs_by_part(
     window: Window,
     engines: pl.DataFrame,
-    attempts: pl.DataFrame,
+    attempts: pl.DataFrame | Attempts,
     *,
     time_range: TimeRange,
     pricing: Pricing,
@@ -159,7 +167,7 @@ def costs_by_part(
     """
     increases = traffic.scrape_increases(window, [REQUESTS], time_range=time_range)
     cuts = _cuts(time_range)
-    billed = _billed_by_part(engines, attempts.filter(pl.col("ts") < time_range.end), cuts)
+    billed = _billed_by_part(engines, Attempts.of(attempts).before(time_range.end), cuts)
     rows = [
         _row_of(cut, own, successful, pricing)
         for cut, own, successful in zip(cuts, billed, _successful(increases, cuts), strict=True)
@@ -233,7 +241,7 @@ def _successful(increases: pl.DataFrame, cuts: Sequence[TimeRange]) -> list[_Suc
 
 
 def _billed_by_part(
-    engines: pl.DataFrame, attempts: pl.DataFrame, cuts: Sequence[TimeRange]
+    engines: pl.DataFrame, attempts: Attempts, cuts: Sequence[TimeRange]
 ) -> list[list[_Billed]]:
     """The engines with attempts in each part, with billed times as in `scrapes.billed_hours`.
 
@@ -241,7 +249,8 @@ def _billed_by_part(
     """
     borders = [cut.start for cut in cuts]
     starts = pl.Series("start", borders, dtype=_INSTANT).to_frame().with_row_index("part")
-    placed = attempts.sort("ts").join_asof(starts, left_on="ts", right_on="start")
+    ends = attempts.beside([*borders, cuts[-1].end])
+    placed = ends.sort("ts").join_asof(starts, left_on="ts", right_on="start")
     spans = placed.group_by("instance", "part").agg(
         first=pl.col("ts").first(), billed_end=pl.col("ts").last()
     )
@@ -281,7 +290,7 @@ def _row_hours(hours: float) -> float:
 def costs_by_hour(
     window: Window,
     engines: pl.DataFrame,
-    attempts: pl.DataFrame,
+    attempts: pl.DataFrame | Attempts,
     *,
     time_range: TimeRange,
     pricing: Pricing,
@@ -294,11 +303,12 @@ def costs_by_hour(
     tokens/s. Null if an engine was not seen throughout the hour (`engine_hours`), or without a
     price or a capacity. Empty if the time range has no whole hour.
     """
-    frame = engine_hours(window, engines, attempts, time_range=time_range)
+    known = Attempts.of(attempts)
+    frame = engine_hours(window, engines, known, time_range=time_range)
     by_hour = frame.partition_by("ts", as_dict=True)
     rates = HourRates(pricing)
     rows = []
-    for start in whole_hours(time_range, attempts):
+    for start in whole_hours(time_range, known):
         own = by_hour.get((start,))
         is_seen = own is not None and bool(own["is_seen"].all())
         found = hour_of(own, start, rates, capacity) if is_seen and own is not None else None

@@ -56,6 +56,47 @@ def cut(attempts, borders):
     return Attempts.put_together(found.drop("steps"), lambda: found["steps"])
 
 
+@given(scraped(), st.lists(st.floats(-100, 9000), max_size=12))
+@settings(max_examples=60)
+def test_attempts_beside_borders_are_the_last_before_and_the_first_after(made, seconds):
+    attempts, borders = made
+    at = sorted(T0 + timedelta(seconds=each) for each in (*seconds, *seconds[:1]))
+    at += attempts["ts"].to_list()[-1:]  # an attempt on a border comes after it
+    at.sort()
+    expected = set()
+    for name in attempts["instance"].unique():
+        times = attempts.filter(instance=name)["ts"].to_list()
+        for border in at:
+            expected |= {(name, each) for each in [t for t in times if t < border][-1:]}
+            expected |= {(name, each) for each in [t for t in times if t >= border][:1]}
+    found = cut(attempts, borders).beside(at)
+    assert found.rows() == sorted(expected)
+    assert Attempts.of(attempts).beside(at).equals(found)
+
+
+@given(scraped(), st.sampled_from([3.0, 20.0, 600.0, 9000.0]))
+@settings(max_examples=60)
+def test_silences_are_the_long_times_between_good_attempts(made, seconds):
+    attempts, borders = made
+    expected = []
+    for name in sorted(attempts["instance"].unique()):
+        times = attempts.filter(pl.col("is_good"), instance=name)["ts"].to_list()
+        expected += [
+            (name, *pair)
+            for pair in pairwise(times)
+            if pair[1] - pair[0] > timedelta(seconds=seconds)
+        ]
+    for found in (cut(attempts, borders), Attempts.of(attempts)):
+        assert found.silences(seconds).rows() == expected
+
+
+def test_nothing_scraped_has_neither_neighbors_nor_silences():
+    none = Attempts.of(rows())
+    assert none.beside([T0]).schema == {"instance": pl.String, "ts": pl.Datetime("us", "UTC")}
+    assert none.beside([T0]).is_empty()
+    assert none.silences(1.0).columns == ["instance", "start", "end"]
+
+
 def row_gaps(attempts, time_range):
     found = []
     for (instance,), own in attempts.filter("is_good").group_by("instance", maintain_order=True):

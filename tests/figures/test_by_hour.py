@@ -161,6 +161,16 @@ def test_scrapes_gaps_and_processes_are_those_of_all_rows(path, start, end):
     assert by_rows.scrape_counts == by_hours.scrape_counts
 
 
+@pytest.mark.parametrize("count", [1, 8, 2000])
+def test_first_attempts_are_those_of_all(path, count):
+    _, by_hours = both(path, at(3000), at(8.3 * 3600))
+    ends = {"end": by_hours.time_range.end}
+    whole = by_hours.window.named_sql("figures", "attempts", **ends)
+    first, height = by_hours.window.first_rows("figures", "attempts", count, **ends)
+    assert_frame_equal(first, whole.head(count))
+    assert height == whole.height
+
+
 @pytest.mark.parametrize(("start", "end"), RANGES)
 def test_bills_are_those_of_all_rows(path, start, end):
     by_rows, by_hours = both(path, start, end)

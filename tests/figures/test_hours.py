@@ -5,9 +5,11 @@ from datetime import timedelta
 import polars as pl
 import pytest
 
+from tests.figures.small_windows import ATTEMPTS_SCHEMA
 from tests.long_window import MONDAY, TOKENS_PER_REQUEST, long_window, requests_a_minute
 from vllm_capacity.costs_by_time import engine_hours, whole_hours
 from vllm_capacity.figures import scrapes
+from vllm_capacity.figures.attempts import Attempts
 from vllm_capacity.timerange import TimeRange
 
 
@@ -26,6 +28,20 @@ def rows(window, time_range):
     return engine_hours(window, fleet, attempts, time_range=time_range)
 
 
+def at_ends(time_range):
+    """Two attempts: at the start and at the end."""
+    return Attempts.of(
+        pl.DataFrame(
+            {
+                "instance": ["a", "a"],
+                "ts": [time_range.start, time_range.end],
+                "is_good": [True] * 2,
+            },
+            schema=ATTEMPTS_SCHEMA,
+        )
+    )
+
+
 @pytest.mark.parametrize(
     ("start", "end", "expected"),
     [
@@ -38,13 +54,12 @@ def rows(window, time_range):
 )
 def test_whole_hours(start, end, expected):
     time_range = TimeRange(at(start), at(end))
-    attempts = pl.DataFrame({"ts": [time_range.start, time_range.end]})
-    assert whole_hours(time_range, attempts) == [at(hour) for hour in expected]
+    assert whole_hours(time_range, at_ends(time_range)) == [at(hour) for hour in expected]
 
 
 def test_a_year_without_requests_is_not_a_list_of_hours():
     time_range = TimeRange(at(0), at(0) + timedelta(days=365))
-    found = whole_hours(time_range, pl.DataFrame({"ts": [time_range.start, time_range.end]}))
+    found = whole_hours(time_range, at_ends(time_range))
     assert (found[0], found[-1], len(found)) == (
         at(0),
         time_range.end - timedelta(hours=1),
@@ -54,9 +69,7 @@ def test_a_year_without_requests_is_not_a_list_of_hours():
 
 def test_a_weekend_without_requests_keeps_its_hours():
     time_range = TimeRange(at(0), at(62))
-    assert (
-        len(whole_hours(time_range, pl.DataFrame({"ts": [time_range.start, time_range.end]}))) == 62
-    )
+    assert len(whole_hours(time_range, at_ends(time_range))) == 62
 
 
 def test_hour_counts_what_came_in_it(window):

@@ -75,7 +75,12 @@ def test_of_a_target_that_two_jobs_scrape_all_attempts_are_read(tmp_path):
     job = SeriesKey("up", "gauge", "a", labels=(("job", "other"),))
     other = Line(job, {t + 20.5: rng.random() < 0.99 for t in seconds if t < HOUR or t > 5 * HOUR})
     window = small_window(tmp_path, *a_server(rng, "a", every=60), other)
-    by_hour(window, window.extent, rows_per_piece=1)
+    read, ends = by_hour(window, window.extent, rows_per_piece=1), {"end": window.extent.end}
+    whole = read.named_sql("figures", "attempts", **ends)
+    for count in (1, 9, 700):
+        first, height = read.first_rows("figures", "attempts", count, **ends)
+        assert_frame_equal(first, whole.head(count))
+        assert height == whole.height
     for start, end in ((0.2, 0.9), (3.1, 4.2), (7.5, 8.0)):
         by_rows, short = as_from_all_rows(window.path, start * HOUR, end * HOUR)
         assert_frame_equal(short.attempts, by_rows.attempts)

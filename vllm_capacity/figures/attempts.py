@@ -7,7 +7,7 @@ median, a gap) unpack them, but only as far as necessary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
@@ -157,10 +157,54 @@ class Attempts:
 
         return Attempts(both.sort("instance", "start"), steps_of)
 
+    def beside(self, borders: Sequence[datetime]) -> pl.DataFrame:
+        """Each target's last attempt before each border (ascending), and the first from it on.
+
+        One row per attempt: instance, ts; sorted by both.
+        """
+        instants = pl.Series(borders, dtype=_INSTANT).to_physical().to_numpy()
+        found = {name: own.beside(instants) for name, own in self.targets.items()}
+        return _instants(found, {"ts": found})
+
+    def silences(self, seconds: float) -> pl.DataFrame:
+        """The times longer than that between two good attempts, with none in between.
+
+        One row each: instance, start, end; sorted by target and time.
+        """
+        ends = {name: own.silences(round(seconds * 1e6)) for name, own in self.targets.items()}
+        starts, lasts = ({name: of[at] for name, of in ends.items()} for at in (0, 1))
+        return _instants(starts, {"start": starts, "end": lasts})
+
+    def first_rows_by_source(self, count: int) -> tuple[pl.DataFrame, int]:
+        """The first rows of all targets' `rows_by_source`, and the number of all rows."""
+        chosen = [own.of_sources() for own in self.targets.values()]
+        found: list[pl.DataFrame] = []
+        left = count
+        for own in chosen:
+            if left:
+                found.append(own.begin(left).rows_by_source().head(left))
+                left -= found[-1].height
+        return pl.concat(found), sum(own.tried for own in chosen)
+
     def rows(self) -> pl.DataFrame:
         """One row per attempt: instance, ts, is_good; sorted by target and time."""
         none = pl.DataFrame(schema={"instance": pl.String, "ts": _INSTANT, "is_good": pl.Boolean})
         return pl.concat([none, *(own.rows() for own in self.targets.values())], rechunk=True)
+
+
+def _instants(
+    of: Mapping[str, Instants], columns: Mapping[str, Mapping[str, Instants]]
+) -> pl.DataFrame:
+    """Columns of instants in a row each, after the `instance` that they are of."""
+    none = np.empty(0, np.int64)
+    names = pl.Series(list(of), dtype=pl.String)
+    counts = pl.Series([len(own) for own in of.values()], dtype=pl.UInt32)
+    instance = names.gather(np.repeat(np.arange(len(of)), counts))
+    each = {
+        name: pl.Series(np.concatenate([none, *own.values()])).cast(_INSTANT)
+        for name, own in columns.items()
+    }
+    return pl.DataFrame({"instance": instance, **each})
 
 
 def hourly_attempts(window: Window) -> Attempts | None:
@@ -265,19 +309,69 @@ class Target:
         instance = pl.lit(self.instance, pl.String).alias("instance")
         return pl.DataFrame({"ts": ts, "is_good": is_good}).select(instance, "ts", "is_good")
 
+    def beside(self, borders: Instants) -> Instants:
+        """The times of the last attempt before each border (ascending), and the first from it on.
+
+        Only stretches with a border inside are unpacked.
+        """
+        starts, ends = self._us("start"), self._us("end")
+        at = np.searchsorted(starts, borders) - 1  # the last stretch that starts before the border
+        is_inside = (at >= 0) & (ends[at] >= borders)
+        before, after = at[(at >= 0) & ~is_inside], at[~is_inside] + 1
+        found = [ends[before], starts[after[after < starts.size]]]
+        for stretch in np.unique(at[is_inside]).tolist():
+            times, _, _ = self._unpacked(stretch, stretch + 1)
+            place = np.searchsorted(times, borders[is_inside & (at == stretch)])
+            found += [times[place - 1], times[place]]
+        return np.unique(np.concatenate(found))
+
+    def silences(self, least: int) -> tuple[Instants, Instants]:
+        """Start and end of each time longer than `least` (µs) between consecutive good attempts.
+
+        Only stretches that may have one inside are unpacked.
+        """
+        failed, longest = (
+            self.stretches.select(own).to_series().to_numpy()
+            for own in (pl.col("tried") - pl.col("good"), pl.col("longest").fill_null(0))
+        )
+        begins_well = self.stretches.get_column("failed").list.first().fill_null(1).to_numpy() > 0
+        is_answered = self._us("good") > 0
+        is_plain = is_answered & begins_well & ((failed + 1) * longest <= least)
+        spans = [np.stack([self._us("start"), self._us("last_good")], axis=1)[is_plain]]
+        for stretch in np.flatnonzero(is_answered & ~is_plain).tolist():
+            times, is_good, _ = self._unpacked(stretch, stretch + 1)
+            good = times[is_good]
+            last = np.append(np.flatnonzero(np.diff(good) > least), good.size - 1)
+            first = np.append(0, last[:-1] + 1)
+            spans.append(np.stack([good[first], good[last]], axis=1))
+        each = np.concatenate(spans)
+        each = each[np.argsort(each[:, 0])]
+        starts, ends = each[:-1, 1], each[1:, 0]
+        is_long = ends - starts > least
+        return starts[is_long], ends[is_long]
+
     def rows_by_source(self) -> pl.DataFrame:
         """One row per attempt as attempts.sql gives them: instance, ts, is_good, source.
 
         Sorted by ts and source. Times of samples (source null) count only if no `up` was scraped.
         """
-        known = self.stretches.filter(pl.col("source").is_not_null())
         found = [
             Target(own, self.steps_of).rows().with_columns(source=pl.lit(source or "", pl.String))
-            for (source,), own in (self.stretches if known.is_empty() else known).group_by(
+            for (source,), own in self.of_sources().stretches.group_by(
                 "source", maintain_order=True
             )
         ]
         return pl.concat(found).sort("ts", "source")
+
+    def of_sources(self) -> Target:
+        """Only the attempts that `rows_by_source` gives."""
+        known = self.stretches.filter(pl.col("source").is_not_null())
+        return self if known.is_empty() else replace(self, stretches=known)
+
+    def begin(self, count: int) -> Target:
+        """The stretches with the first `count` attempts of each source."""
+        earlier = pl.col("tried").cum_sum().over("source") - pl.col("tried")
+        return replace(self, stretches=self.stretches.filter(earlier < count))
 
     def steps_us(self) -> Instants:
         """Every step, in microseconds."""

@@ -50,7 +50,7 @@ _VERSION, _LAYOUT = version("vllm-capacity"), 4  # of the code, and of the summa
 _HASH_DIGITS = 24
 OF_ALL_ROWS = ("relabelled",)  # also depends on the rows between first and last
 _SMALL = ("series", "intake")
-_LARGE = ("steps", "attempt_steps")  # not cached in memory: read again each time
+_LARGE = ("attempt_steps",)  # not cached in memory: read again each time
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,14 @@ class HourlyWindow(Window):
             return super().shipped_sql(package, name, params)
         return asked(self.ends, query_text(package, name), params, window=self.name)
 
+    def first_rows(
+        self, package: str, name: str, count: int, **params: object
+    ) -> tuple[pl.DataFrame, int]:
+        """The first rows of `named_sql`; a month of many targets has a hundred million attempts."""
+        if name != "attempts":
+            return super().first_rows(package, name, count, **params)
+        return _attempts_before(self.pieces, params).first_rows_by_source(count)
+
     def hourly(self, name: str, *, everywhere: bool = False) -> pl.DataFrame:
         """The named frame of the range's pieces in order; of all if `everywhere`."""
         key = (name, everywhere)
@@ -99,10 +107,12 @@ class HourlyWindow(Window):
             self._frames[key] = found.rechunk()  # else sums depend on the number of files
         return self._frames[key]
 
-    def hourly_parts(self, name: str) -> Iterator[pl.DataFrame]:
+    def hourly_parts(
+        self, name: str, *, columns: Sequence[str] | None = None
+    ) -> Iterator[pl.DataFrame]:
         """The named frame of the pieces in the range, those of a day at a time, in order."""
         for _, day in groupby(self._inside, key=lambda piece: piece.time_range.start.date()):
-            yield _together(list(day), name)
+            yield _together(list(day), name, columns)
 
     @cached_property
     def ends(self) -> Database:
@@ -253,15 +263,19 @@ def _paths(pieces: Sequence[Kept], name: str) -> list[Path]:
     return [frames / f"{name}.parquet" for frames in kept if isinstance(frames, Path)]
 
 
-def _together(pieces: Sequence[Kept], name: str) -> pl.DataFrame:
-    """The named frame of all pieces, in order."""
+def _together(
+    pieces: Sequence[Kept], name: str, columns: Sequence[str] | None = None
+) -> pl.DataFrame:
+    """The named frame of all pieces, in order; without `columns`, all of them."""
     found = []
     for is_kept, own in groupby(pieces, key=lambda piece: isinstance(piece.entry.frames, Path)):
         group = list(own)
         if is_kept:
-            found.append(pl.read_parquet(_paths(group, name), glob=False))
+            wanted = list(columns) if columns else None
+            found.append(pl.read_parquet(_paths(group, name), glob=False, columns=wanted))
         else:
-            found += [piece.entry.frame(name) for piece in group]
+            frames = [piece.entry.frame(name) for piece in group]
+            found += [frame.select(columns or pl.all()) for frame in frames]
     return pl.concat(found)
 
 
@@ -274,11 +288,16 @@ def _attempts(window: HourlyWindow, params: Mapping[str, object]) -> pl.DataFram
 
 def kept_attempts(pieces: Sequence[Kept], params: Mapping[str, object]) -> pl.DataFrame:
     """The result of attempts.sql, from stretches."""
+    targets = _attempts_before(pieces, params).targets
+    return pl.concat(own.rows_by_source() for own in targets.values())
+
+
+def _attempts_before(pieces: Sequence[Kept], params: Mapping[str, object]) -> Attempts:
     found = Attempts.put_together(
         _together(pieces, "attempts"), lambda: _together(pieces, "attempt_steps")["steps"]
     )
     end: datetime = params["end"]  # type: ignore[assignment]
-    return pl.concat(own.rows_by_source() for own in found.before(end).targets.values())
+    return found.before(end)
 
 
 def _scrape_increases(window: HourlyWindow, params: Mapping[str, object]) -> pl.DataFrame:

@@ -26,6 +26,12 @@ CHART_QUANTILES = {"p50": 0.5, "p95": 0.95}
 
 
 MAX_POINTS = 150  # more make a page slow to draw
+_RATES = ("output_tokens_per_second", "prompt_tokens_per_second", "requests_per_second")
+_ENGINE_STEP = ("instance", "engine", "step")
+_KEPT_COLUMNS = (
+    *("instance", "engine", "start", "end", "is_gap", "is_restart", "preemptions"),
+    *_RATES,
+)
 _READABLE_STEPS_SECONDS = (
     *(10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 900.0, 1800.0),
     *(3600.0, 7200.0, 10800.0, 21600.0, 43200.0, 86400.0, 604800.0),
@@ -53,7 +59,7 @@ def per_step(window: Window, *, time_range: TimeRange, step_seconds: float) -> p
     (figures/steps.py) have the same names there.
     """
     grid = Grid(time_range, step_seconds)
-    minutes = window.hourly("steps")
+    minutes = window.hourly_parts("steps", columns=_KEPT_COLUMNS)
     if minutes is not None:
         return _put_together(grid, _kept_frames(window, minutes, grid))
     attempts = scrapes.attempts(window, end=time_range.end)
@@ -89,23 +95,22 @@ def _put_together(grid: Grid, frames: Iterable[pl.DataFrame]) -> pl.DataFrame:
     )
 
 
-def _kept_frames(window: Window, minutes: pl.DataFrame, grid: Grid) -> Iterator[pl.DataFrame]:
+def _kept_frames(
+    window: Window, minutes: Iterable[pl.DataFrame], grid: Grid
+) -> Iterator[pl.DataFrame]:
     """The same frames, from the hourly summaries of a long range (figures/pieces.py)."""
-    placed = minutes.with_columns(step=grid.of("start"))
-    touched = placed.group_by("step").agg(pl.col("is_gap", "is_restart").any())
-    yield touched.filter(pl.col("is_gap") | pl.col("is_restart"))
+    parts = [_of_minutes(part, grid) for part in minutes]
+    touched = pl.concat([marked for marked, _ in parts])
+    yield touched.group_by("step").agg(pl.col("is_gap", "is_restart").any())
     yield from _kept_gauges(window.hourly("gauges"), grid)
-    seconds = (pl.col("end") - pl.col("start")).dt.total_microseconds() / 1e6
-    rates = ("output_tokens_per_second", "prompt_tokens_per_second", "requests_per_second")
-    per_engine = placed.group_by("instance", "engine", "step", maintain_order=True).agg(
-        *(  # in order, or sums over engines would differ in their last digits from run to run
-            (pl.col(name) * seconds).sum() / seconds.filter(pl.col(name).is_not_null()).sum()
-            for name in rates
-        ),
+    # In order, or sums over engines would differ in their last digits from run to run.
+    whole = pl.concat([done for _, done in parts]).sort(*_ENGINE_STEP)
+    per_engine = whole.group_by(_ENGINE_STEP, maintain_order=True).agg(
+        *(pl.sum(name) / pl.sum(f"{name}_seconds") for name in _RATES),
         preemptions=_sum("preemptions"),
     )
-    known = per_engine.with_columns(pl.col(rates).fill_nan(None))
-    yield known.group_by("step").agg(_sum(name).alias(name) for name in (*rates, "preemptions"))
+    known = per_engine.with_columns(pl.col(_RATES).fill_nan(None))
+    yield known.group_by("step").agg(_sum(name).alias(name) for name in (*_RATES, "preemptions"))
     requests = window.hourly("requests")
     if requests is not None:
         finished = requests.select("labels", amount="increase", step=grid.of("ts"))
@@ -113,6 +118,25 @@ def _kept_frames(window: Window, minutes: pl.DataFrame, grid: Grid) -> Iterator[
     kept = window.hourly("latency")
     if kept is not None:
         yield _latencies(list(latency.of_minutes(kept.with_columns(step=grid.of("ts")))))
+
+
+def _of_minutes(minutes: pl.DataFrame, grid: Grid) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The steps with a gap or restart among these minutes, and what engines did in each step.
+
+    Of each rate, the amount and the seconds in which it was observed.
+    """
+    placed = minutes.with_columns(step=grid.of("start"))
+    seconds = (pl.col("end") - pl.col("start")).dt.total_microseconds() / 1e6
+    touched = placed.group_by("step").agg(pl.col("is_gap", "is_restart").any())
+    done = placed.group_by(_ENGINE_STEP, maintain_order=True).agg(
+        *((pl.col(name) * seconds).sum() for name in _RATES),
+        *(
+            seconds.filter(pl.col(name).is_not_null()).sum().alias(f"{name}_seconds")
+            for name in _RATES
+        ),
+        preemptions=_sum("preemptions"),
+    )
+    return touched.filter(pl.col("is_gap") | pl.col("is_restart")), done
 
 
 def _sum(name: str) -> pl.Expr:

@@ -132,6 +132,13 @@ class Window:
         key = (package, name, repr(sorted(params.items())))
         return self._remembered(key, partial(self.shipped_sql, package, name, params))
 
+    def first_rows(
+        self, package: str, name: str, count: int, **params: object
+    ) -> tuple[pl.DataFrame, int]:
+        """The first rows of `named_sql`, at most `count`, and the number of all rows."""
+        found = self.named_sql(package, name, **params)
+        return found.head(count), found.height
+
     def derived(self, package: str, name: str, make: Callable[[], pl.DataFrame]) -> pl.DataFrame:
         """The frame of that name that `make` derives from query results, cached like these."""
         return self._remembered((package, name, ""), make)
@@ -152,8 +159,10 @@ class Window:
         """
         return None
 
-    def hourly_parts(self, name: str) -> Iterator[pl.DataFrame] | None:
-        """The frame of `hourly` in consecutive parts, if it is too large to be copied whole."""
+    def hourly_parts(
+        self, name: str, *, columns: Sequence[str] | None = None
+    ) -> Iterator[pl.DataFrame] | None:
+        """The frame of `hourly`, or some of its columns, in consecutive parts: it may be large."""
         return None
 
     def remembering(self) -> Window:

@@ -182,12 +182,11 @@ def shown_definitions(analysis: Analysis, figures: Sequence[str] = ()) -> Shown:
 
 
 def _shown_rows(analysis: Analysis, source: Source) -> ShownRows:
-    frame = source.rows(analysis)
-    first = frame.head(_ROWS_SHOWN)
+    first, count = source.first_rows(analysis, _ROWS_SHOWN)
     return ShownRows(
         query=source.query,
         bound=source.bound(analysis),
-        count=frame.height,
+        count=count,
         columns=tuple(first.columns),
         cells=tuple(tuple(map(_cell, row)) for row in first.iter_rows()),
     )

@@ -101,6 +101,14 @@ class Source:
         found = analysis.window.named_sql("figures", self.query, **bound)
         return found.filter(pl.col("metric").is_in(self.metrics)) if self.metrics else found
 
+    def first_rows(self, analysis: Analysis, count: int) -> tuple[pl.DataFrame, int]:
+        """The first of these rows, at most `count`, and the number of all."""
+        if self.metrics:
+            found = self.rows(analysis)
+            return found.head(count), found.height
+        bound = self.bound(analysis)
+        return analysis.window.first_rows("figures", self.query, count, **bound)
+
 
 @dataclass(frozen=True)
 class Definition:
