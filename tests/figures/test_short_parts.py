@@ -1,6 +1,7 @@
 """A short part of a long window in S3: as from all rows, without moving them."""
 
 import random
+import shutil
 
 import pytest
 from polars.testing import assert_frame_equal
@@ -8,10 +9,11 @@ from polars.testing import assert_frame_equal
 from tests.figures.small_windows import Line, at, small_window
 from tests.figures.test_by_hour import BEGINS, a_server
 from vllm_capacity.analysis import Analysis
+from vllm_capacity.figures import few_rows, short_parts
 from vllm_capacity.figures.by_hour import by_hour
-from vllm_capacity.figures.short_parts import short_part
+from vllm_capacity.figures.short_parts import ShortPart, as_read, short_part
 from vllm_capacity.telemetry.rows import SeriesKey
-from vllm_capacity.telemetry.window import open_window
+from vllm_capacity.telemetry.window import Window, open_window
 from vllm_capacity.timerange import iso
 
 HOUR = 3600
@@ -66,6 +68,33 @@ def test_the_answer_is_that_of_all_rows_to_the_last_bit(path, part):
     assert short.answer == by_rows.answer
     for name in ("steps", "series", "attempts", "counters", "engines", "hours", "costs"):
         assert_frame_equal(getattr(short, name), getattr(by_rows, name))
+
+
+@pytest.fixture
+def fresh(path, tmp_path):
+    """The window without stored hours."""
+    return shutil.copytree(path, tmp_path / "w", ignore=shutil.ignore_patterns(".rollup"))
+
+
+def test_a_short_range_reads_stored_hours_of_a_window_with_many_rows(path, fresh, monkeypatch):
+    monkeypatch.setattr(few_rows, "MAX_ROWS", 1000)
+    for place, kind in ((path, ShortPart), (fresh, Window)):
+        window = open_window(place)
+        time_range = window.clamp(at(3 * HOUR), at(4 * HOUR))
+        assert type(as_read(window, time_range, rows_per_piece=1)) is kind
+    assert not list((fresh / ".rollup").glob("2*"))
+
+
+def test_of_very_many_rows_missing_hours_are_stored_first(path, fresh, monkeypatch):
+    monkeypatch.setattr(few_rows, "MAX_ROWS", 1000)
+    monkeypatch.setattr(short_parts, "MANY_ROWS", 1000)
+    window = open_window(fresh)
+    time_range = window.clamp(at(3 * HOUR), at(4 * HOUR))
+    read = as_read(window, time_range, rows_per_piece=1)
+    assert isinstance(read, ShortPart)
+    assert len(list((fresh / ".rollup").glob("2*"))) == len(read.pieces)
+    by_rows, _ = as_from_all_rows(path, 3 * HOUR, 4 * HOUR)
+    assert Analysis(read, time_range).answer == by_rows.answer
 
 
 def test_of_a_target_that_two_jobs_scrape_all_attempts_are_read(tmp_path):

@@ -17,6 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from vllm_capacity.telemetry.window import Window
+from vllm_capacity.timerange import TimeRange
 
 _LONGEST_US = 3_600_000_000  # a longer step ends a stretch, so that steps fit into 32 bits
 _INSTANT = pl.Datetime("us", "UTC")
@@ -112,6 +113,16 @@ class Attempts:
             begin += length
         return found
 
+    def median_step_seconds(self) -> float:
+        """The median step between attempts of one target, in seconds; 0 without any."""
+        steps = pl.concat(
+            [
+                pl.Series([], dtype=pl.Float64),
+                *(own.step_seconds() for own in self.targets.values()),
+            ]
+        )
+        return float(steps.median() or 0.0)  # type: ignore[arg-type]
+
     def since(self, start: datetime) -> Attempts:
         """The attempts from `start` on."""
         return self._cut(pl.col("start") >= start, pl.col("end") >= start, pl.col("ts") >= start)
@@ -190,6 +201,13 @@ class Attempts:
         """One row per attempt: instance, ts, is_good; sorted by target and time."""
         none = pl.DataFrame(schema={"instance": pl.String, "ts": _INSTANT, "is_good": pl.Boolean})
         return pl.concat([none, *(own.rows() for own in self.targets.values())], rechunk=True)
+
+
+def rows_in(attempts: pl.DataFrame | Attempts, time_range: TimeRange) -> pl.DataFrame:
+    """One row per attempt in the time range: instance, ts, is_good; sorted by both."""
+    if isinstance(attempts, Attempts):
+        return attempts.since(time_range.start).before(time_range.end).rows()
+    return attempts.filter((pl.col("ts") >= time_range.start) & (pl.col("ts") < time_range.end))
 
 
 def _instants(

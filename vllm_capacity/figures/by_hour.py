@@ -100,7 +100,7 @@ class HourlyWindow(Window):
         """The named frame of the range's pieces in order; of all if `everywhere`."""
         key = (name, everywhere)
         if key not in self._frames:
-            found = _together(self.pieces if everywhere else self._inside, name)
+            found = together(self.pieces if everywhere else self._inside, name)
             found = _settled(found, self) if "is_birth" in found.columns else found
             if name in _LARGE:
                 return found
@@ -112,7 +112,7 @@ class HourlyWindow(Window):
     ) -> Iterator[pl.DataFrame]:
         """The named frame of the pieces in the range, those of a day at a time, in order."""
         for _, day in groupby(self._inside, key=lambda piece: piece.time_range.start.date()):
-            yield _together(list(day), name, columns)
+            yield together(list(day), name, columns)
 
     @cached_property
     def ends(self) -> Database:
@@ -254,7 +254,7 @@ def connected(window: Window, pieces: Sequence[Kept]) -> Database:
             elif len(kept) == len(pieces):
                 cursor.read_parquet(kept).to_view(table)
             else:
-                stored(cursor, table, _together(pieces, table))
+                stored(cursor, table, together(pieces, table))
     return own
 
 
@@ -263,7 +263,7 @@ def _paths(pieces: Sequence[Kept], name: str) -> list[Path]:
     return [frames / f"{name}.parquet" for frames in kept if isinstance(frames, Path)]
 
 
-def _together(
+def together(
     pieces: Sequence[Kept], name: str, columns: Sequence[str] | None = None
 ) -> pl.DataFrame:
     """The named frame of all pieces, in order; without `columns`, all of them."""
@@ -294,7 +294,7 @@ def kept_attempts(pieces: Sequence[Kept], params: Mapping[str, object]) -> pl.Da
 
 def _attempts_before(pieces: Sequence[Kept], params: Mapping[str, object]) -> Attempts:
     found = Attempts.put_together(
-        _together(pieces, "attempts"), lambda: _together(pieces, "attempt_steps")["steps"]
+        together(pieces, "attempts"), lambda: together(pieces, "attempt_steps")["steps"]
     )
     end: datetime = params["end"]  # type: ignore[assignment]
     return found.before(end)

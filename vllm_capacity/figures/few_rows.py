@@ -54,11 +54,14 @@ class FewRows(SortedWindow):
         return super().shipped_sql(package, name, params) if found is None else found
 
 
-def with_few_rows(window: Window) -> Window:
-    """The window with cached query results, computed from rows in memory if there are few."""
+def with_few_rows(window: Window) -> FewRows | None:
+    """The window with cached query results, computed from rows in memory; None if there are many.
+
+    Also None for a window in S3.
+    """
     rows = sum(file.rows for file in window.manifest.files if file.table in TABLES)
     if window.manifest.origin is not None or rows > MAX_ROWS:
-        return window.remembering()
+        return None
     own = {each.name: getattr(window, each.name) for each in fields(Window)}
     found = FewRows(
         **{**own, "answers": Answers()},

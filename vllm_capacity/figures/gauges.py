@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from vllm_capacity.facts.metrics import KV_CACHE, RUNNING, WAITING
-from vllm_capacity.figures.attempts import Attempts
+from vllm_capacity.figures.attempts import Attempts, rows_in
 from vllm_capacity.figures.scrapes import GAP_FACTOR, hold_seconds
 from vllm_capacity.record import Record
 from vllm_capacity.telemetry.window import Window
@@ -66,7 +66,7 @@ def gauges(window: Window, attempts: pl.DataFrame | Attempts, *, time_range: Tim
     if kept is not None:
         return Gauges(*(_of_kept(kept, metric) for metric in GAUGES))
     samples = gauge_samples(window, [RUNNING, WAITING, KV_CACHE], time_range=time_range)
-    inside = Attempts.of(attempts).since(time_range.start).rows()
+    inside = rows_in(attempts, time_range)
     return Gauges(
         running=gauge_of(summed(samples, inside, RUNNING)),
         waiting=gauge_of(summed(samples, inside, WAITING)),

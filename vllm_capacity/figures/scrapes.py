@@ -228,8 +228,13 @@ def attempts(window: Window, *, end: datetime) -> pl.DataFrame:
 
 def attempt_stretches(window: Window, *, end: datetime) -> Attempts:
     """The same attempts as stretches, which are fewer than rows for weeks of many targets."""
+    return Attempts.of(known_attempts(window, end=end))
+
+
+def known_attempts(window: Window, *, end: datetime) -> pl.DataFrame | Attempts:
+    """The same attempts as stretches if hourly summaries have them, else as rows."""
     kept = hourly_attempts(window)
-    return Attempts.of(attempts(window, end=end)) if kept is None else _on_one_grid(kept, end)
+    return attempts(window, end=end) if kept is None else _on_one_grid(kept, end)
 
 
 def _on_one_grid(kept: Attempts, end: datetime) -> Attempts:

@@ -16,6 +16,7 @@ from vllm_capacity.facts.metrics import (
     WAITING,
 )
 from vllm_capacity.figures import gauges, latency, scrapes, traffic
+from vllm_capacity.figures.attempts import Attempts, rows_in
 from vllm_capacity.figures.histogram import bucket_quantile, quantile_bounds
 from vllm_capacity.figures.steps import Grid, bin_increases, marks
 from vllm_capacity.telemetry.window import Window
@@ -62,7 +63,7 @@ def per_step(window: Window, *, time_range: TimeRange, step_seconds: float) -> p
     minutes = window.hourly_parts("steps", columns=_KEPT_COLUMNS)
     if minutes is not None:
         return _put_together(grid, _kept_frames(window, minutes, grid))
-    attempts = scrapes.attempts(window, end=time_range.end)
+    attempts = scrapes.known_attempts(window, end=time_range.end)
     gaps = scrapes.gaps(attempts, time_range=time_range)
     touched = (
         marks(grid, gaps, scrapes.restarts(window, time_range=time_range))
@@ -158,11 +159,11 @@ def _kept_gauges(kept: pl.DataFrame | None, grid: Grid) -> Iterator[pl.DataFrame
 
 
 def _gauges(
-    window: Window, time_range: TimeRange, grid: Grid, attempts: pl.DataFrame
+    window: Window, time_range: TimeRange, grid: Grid, attempts: pl.DataFrame | Attempts
 ) -> pl.DataFrame:
     names = [RUNNING, WAITING, KV_CACHE]
     samples = gauges.gauge_samples(window, names, time_range=time_range)
-    inside = attempts.filter(pl.col("ts") >= time_range.start)
+    inside = rows_in(attempts, time_range)
     frame = (
         samples.filter(pl.col("metric") == KV_CACHE)
         .group_by(step=grid.of("ts"))

@@ -1,10 +1,9 @@
-"""A short time range of a long window in S3: the rows of its hours, and summaries of the others.
+"""A short time range of a long window: the rows of its hours, and summaries of the others.
 
 A range of up to six hours is read row by row, and its figures may depend on rows of any earlier
-hour. From a disk that is quick; from S3, the rows of a month would be copied for one hour. The
-hourly summaries (figures/by_hour.py) include the rows at the ends of each piece, on which most
-queries give the same result as on all rows. For other queries, all rows are copied. Results are
-bit-for-bit the same.
+hour: the rows of a month would be read, and copied from S3, for one hour. The hourly summaries
+(figures/by_hour.py) include the rows at the ends of each piece, on which most queries give the same
+result as on all rows. For other queries, all rows are read. Results are bit-for-bit the same.
 """
 
 from __future__ import annotations
@@ -24,8 +23,10 @@ from vllm_capacity.figures.by_hour import (
     is_read_by_hour,
     is_relabelled,
     kept_attempts,
+    kept_pieces,
     key_of,
     same_processes,
+    together,
 )
 from vllm_capacity.figures.days import in_days
 from vllm_capacity.figures.few_rows import with_few_rows
@@ -35,6 +36,9 @@ from vllm_capacity.telemetry.shelf import Entry, Shelf
 from vllm_capacity.telemetry.window import Answers, Window, asked, query_text
 from vllm_capacity.timerange import TimeRange
 
+MANY_ROWS = 50_000_000
+
+_OF_ATTEMPTS = ("attempts", "attempt_steps")
 _OF_THE_PART = ("scrape_increases", "gauge_samples", "adapters")  # per scrape, from $start on
 
 
@@ -51,6 +55,10 @@ class ShortPart(Window):
     near: TimeRange | None = None
     shelf: Shelf | None = None
     """Keeps others from removing the stored entries while this window is in use."""
+
+    def hourly(self, name: str, *, everywhere: bool = False) -> pl.DataFrame | None:
+        """The attempts of all pieces; other frames are None, as figures are made from rows."""
+        return together(self.pieces, name) if name in _OF_ATTEMPTS else None
 
     def shipped_sql(self, package: str, name: str, params: Mapping[str, object]) -> pl.DataFrame:
         """The result of a shipped query, from the rows in `here` or from all rows."""
@@ -75,12 +83,14 @@ def as_read(
     """The window to use for figures of the range, wherever it is stored.
 
     It reads hourly summaries if the range is long, else rows in memory if there are few. For a
-    short range of a long window in S3, it avoids copying all rows if every hour's entry is there.
+    short range of a long window, it avoids reading all rows if every hour's entry is stored; of a
+    window with very many rows, it stores them first.
     """
     if is_read_by_hour(window, time_range):
         return by_hour(window, time_range, rows_per_piece=rows_per_piece)
-    if window.manifest.origin is None:
-        return with_few_rows(window)
+    few = with_few_rows(window)
+    if few is not None:
+        return few
     is_short = time_range.hours <= FROM_HOURS and is_read_by_hour(window, window.extent)
     part = short_part(window, time_range, rows_per_piece=rows_per_piece) if is_short else None
     return part or window.remembering()
@@ -89,13 +99,22 @@ def as_read(
 def short_part(
     window: Window, time_range: TimeRange, *, rows_per_piece: int = ROWS_PER_PIECE
 ) -> ShortPart | None:
-    """The window with the rows near the range; None if any entry that it needs is not stored."""
+    """The window with the rows near the range; None if any entry that it needs is not stored.
+
+    Of a window with more than `MANY_ROWS`, missing entries are made, because reading every row
+    would take too much memory.
+    """
     cut = pieces_of(window, window.extent, rows_per_piece=rows_per_piece)
     shelf = Shelf.of(window.manifest)
     near = [piece.time_range for piece in cut if _overlap(piece.time_range, time_range)]
     borders = [border for own in near for border in (own.start, own.end)]
     days = in_days(cut, [window.extent.start, *borders])
-    entries = _kept(days, shelf, Digests(window.path), NO_BASE.digest)
+    digests = Digests(window.path)
+    entries = _kept(days, shelf, digests, NO_BASE.digest)
+    if entries is None and sum(sum(piece.rows.values()) for piece in cut) > MANY_ROWS:
+        for _ in kept_pieces(window, cut, shelf):
+            pass
+        entries = _kept(cut, shelf, digests, NO_BASE.digest)
     if entries is None:
         return None
     pieces = [
@@ -140,6 +159,6 @@ def _kept(
 def _with_rows(window: Window, piece: Piece, entry: Entry) -> Entry:
     """The entry of a piece, with all of its rows instead of only those at its ends."""
     rows = all_rows(window, piece)
-    kept = {name: entry.frame(name) for name in ("attempts", "attempt_steps")}
+    kept = {name: entry.frame(name) for name in _OF_ATTEMPTS}
     frames = {"samples": rows.samples, "histograms": rows.histograms, **kept}
     return replace(entry, frames=frames)

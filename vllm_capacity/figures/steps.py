@@ -28,6 +28,7 @@ from vllm_capacity.facts.metrics import (
     WAITING,
 )
 from vllm_capacity.figures import gauges, latency, scrapes, traffic
+from vllm_capacity.figures.attempts import Attempts, rows_in
 from vllm_capacity.figures.histogram import bucket_quantiles
 from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
@@ -89,12 +90,12 @@ class Grid:
     holes: tuple[tuple[int, int], ...] = ()
 
     @classmethod
-    def of_scrapes(cls, time_range: TimeRange, seconds: float, attempts: pl.DataFrame) -> Grid:
+    def of_scrapes(
+        cls, time_range: TimeRange, seconds: float, attempts: pl.DataFrame | Attempts
+    ) -> Grid:
         """A grid in which long times without an attempt of any target are one step each."""
         even = cls(time_range, seconds)
-        inside = attempts.filter(
-            (pl.col("ts") >= time_range.start) & (pl.col("ts") < time_range.end)
-        )
+        inside = rows_in(attempts, time_range)
         seen = inside.select(step=even.of("ts")).get_column("step").unique().sort().to_list()
         pairs = pairwise([-1, *seen, even.count])
         holes = [(a + 1, b - 1) for a, b in pairs if b - a - 1 > _MAX_EMPTY_STEPS]
@@ -144,14 +145,14 @@ class Grid:
         return start + pl.duration(microseconds=even * self.us)
 
 
-def natural_step_seconds(attempts: pl.DataFrame) -> float:
+def natural_step_seconds(attempts: pl.DataFrame | Attempts) -> float:
     """Five scrapes per step, but at least 10 s and at most 60 s."""
-    steps = (
-        attempts.select(d=pl.col("ts").diff().over("instance").dt.total_microseconds() / 1e6)
-        .get_column("d")
-        .drop_nulls()
-    )
-    return min(60.0, max(10.0, 5.0 * float(steps.median() or 2.0)))  # type: ignore[arg-type]
+    if isinstance(attempts, Attempts):
+        usual = attempts.median_step_seconds()
+    else:
+        step = pl.col("ts").diff().over("instance").dt.total_microseconds() / 1e6
+        usual = attempts.select(step.median()).item()
+    return min(60.0, max(10.0, 5.0 * (usual or 2.0)))
 
 
 def bin_increases(increases: pl.DataFrame, grid: Grid, gaps: Sequence[scrapes.Gap]) -> pl.DataFrame:
@@ -255,7 +256,7 @@ def engine_steps(
     kept = _of_minutes(window, step_seconds, only)
     if kept is not None:
         return kept
-    attempts = scrapes.attempts(window, end=time_range.end)
+    attempts = scrapes.known_attempts(window, end=time_range.end)
     if window.counters == "minute":
         step_seconds = max(60.0, step_seconds or 60.0)  # the window has no finer resolution
     grid = Grid.of_scrapes(time_range, step_seconds or natural_step_seconds(attempts), attempts)
@@ -416,7 +417,7 @@ def _folded(steps: pl.DataFrame, seconds: float) -> pl.DataFrame:
 
 
 def _wide_steps(
-    window: Window, time_range: TimeRange, grid: Grid, attempts: pl.DataFrame
+    window: Window, time_range: TimeRange, grid: Grid, attempts: pl.DataFrame | Attempts
 ) -> pl.DataFrame:
     gaps = scrapes.gaps(attempts, time_range=time_range)
     engines = scrapes.engines(window, time_range=time_range, attempts=attempts).select(*_ENGINE)
