@@ -62,7 +62,7 @@ from vllm_capacity.figures.histogram import attainment
 from vllm_capacity.figures.latency import MeanLatency, Quantile
 from vllm_capacity.figures.makes import Make, alike, engine_makes, of_engines, target_labels
 from vllm_capacity.figures.series import per_step, readable_step_seconds
-from vllm_capacity.figures.short_parts import as_read
+from vllm_capacity.figures.short_parts import as_read, with_every_row
 from vllm_capacity.figures.traffic import Failures, failures
 from vllm_capacity.load_curve import LoadCurve, load_curve
 from vllm_capacity.setups import engine_gpus, engine_setups
@@ -140,11 +140,12 @@ class Analysis:
         """The analysis of the window, or of its part in [start, end).
 
         `exact` reads every row even of a long range. InputError if nothing of the window lies in
-        the range.
+        the range, or if exact figures would take more memory than the limit.
         """
-        read = window.remembering() if exact else window
+        time_range = window.clamp(start, end)
+        read = with_every_row(window, time_range) if exact else window
         assumed = (assumptions or Assumptions()).of_targets(partial(_labels_by_target, read))
-        return cls(read, window.clamp(start, end), assumed)
+        return cls(read, time_range, assumed)
 
     # --- frames ---------------------------------------------------------------------------------
 

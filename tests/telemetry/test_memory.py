@@ -5,7 +5,7 @@ import gc
 import duckdb
 import pytest
 
-from tests.figures.small_windows import gauge, small_window
+from tests.figures.small_windows import at, gauge, small_window
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.errors import InputError, WindowError
 from vllm_capacity.facts.metrics import RUNNING
@@ -82,6 +82,23 @@ def test_an_hour_that_does_not_fit_in_memory_is_refused_with_a_sufficient_size(
         kept.rename(path / kept.name)
     with pytest.raises(InputError, match=r"from 2026-11-24T08:00:00Z to .* --memory-limit 4.3GB"):
         Analysis.of(window)
+
+
+def test_exact_figures_that_do_not_fit_in_memory_are_refused_with_a_sufficient_size(
+    tmp_path, monkeypatch
+):
+    window = small_window(tmp_path, gauge(RUNNING, {t: 1.0 for t in range(0, 7 * 3600, 60)}))
+    monkeypatch.setenv(memory.MEMORY_LIMIT, "100MB")
+    assert Analysis.of(window, exact=True).steps.height
+    monkeypatch.setattr(memory, "_EXACT_BYTES", 1_000_000)
+    said = r"has from 2026-11-24T08:00:00Z to .* is 420 rows, which take about 0.42 GB of memory; "
+    said += (
+        r"the limit is 0.1 GB. Set --memory-limit 0.5GB, or leave out --exact, or choose a short"
+    )
+    with pytest.raises(InputError, match=said):
+        Analysis.of(window, exact=True)
+    hour = Analysis.of(window, at(0), at(3500), exact=True)  # what fits is answered
+    assert hour.steps.height
 
 
 def rows(own, query):

@@ -141,7 +141,7 @@ def pieces_of(
     A piece is one hour, or a number of hours that divides a day, with about `rows_per_piece` rows.
     Hours without rows have no piece.
     """
-    whole, hours = window.extent, _hours(window.manifest)
+    whole, hours = window.extent, files_by_hour(window.manifest)
     length = timedelta(hours=_hours_per_piece(hours, rows_per_piece))
     borders = {time_range.start, time_range.end, whole.start}
     found = []
@@ -157,7 +157,7 @@ def pieces_of(
     return found
 
 
-def _hours(manifest: Manifest) -> dict[datetime, list[File]]:
+def files_by_hour(manifest: Manifest) -> dict[datetime, list[File]]:
     """The files with the rows of each hour."""
     hours: dict[datetime, list[File]] = {}
     for file in sorted(manifest.files, key=lambda file: file.name):

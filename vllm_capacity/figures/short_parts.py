@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from datetime import timedelta
 
 import polars as pl
 
@@ -30,14 +31,22 @@ from vllm_capacity.figures.by_hour import (
 )
 from vllm_capacity.figures.days import in_days
 from vllm_capacity.figures.few_rows import with_few_rows
-from vllm_capacity.figures.pieces import NO_BASE, ROWS_PER_PIECE, Piece, all_rows, pieces_of
-from vllm_capacity.telemetry.memory import Database
+from vllm_capacity.figures.pieces import (
+    NO_BASE,
+    ROWS_PER_PIECE,
+    Piece,
+    all_rows,
+    files_by_hour,
+    pieces_of,
+)
+from vllm_capacity.telemetry.memory import Database, require_room_for_exact
 from vllm_capacity.telemetry.shelf import Entry, Shelf
 from vllm_capacity.telemetry.window import Answers, Window, asked, query_text
-from vllm_capacity.timerange import TimeRange
+from vllm_capacity.timerange import TimeRange, iso
 
 MANY_ROWS = 50_000_000
 
+_HOUR = timedelta(hours=1)
 _OF_ATTEMPTS = ("attempts", "attempt_steps")
 _OF_THE_PART = ("scrape_increases", "gauge_samples", "adapters")  # per scrape, from $start on
 
@@ -94,6 +103,19 @@ def as_read(
     is_short = time_range.hours <= FROM_HOURS and is_read_by_hour(window, window.extent)
     part = short_part(window, time_range, rows_per_piece=rows_per_piece) if is_short else None
     return part or window.remembering()
+
+
+def with_every_row(window: Window, time_range: TimeRange) -> Window:
+    """The window to use for exact figures of the range; InputError if they do not fit into memory.
+
+    The memory is estimated from the rows of the hours that overlap the range.
+    """
+    hours = files_by_hour(window.manifest)
+    own = [hour for hour in hours if time_range.start < hour + _HOUR and hour < time_range.end]
+    begin, end = iso(time_range.start), iso(time_range.end)
+    what = f"What {window.name} has from {begin} to {end}"
+    require_room_for_exact(what, rows=sum(file.rows for hour in own for file in hours[hour]))
+    return window.remembering()
 
 
 def short_part(
