@@ -387,12 +387,19 @@ class Analysis:
         """The mean TTFT and ITL of each engine, by name."""
         names = map(engine_name, self.engines.iter_rows(named=True))
         return {
-            name: latency.mean_latency(
-                [each for each in self.histograms if each.engine_name == name],
-                self.time_range,
-            )
-            for name in names
+            name: latency.mean_latency(self.histograms_of(name), self.time_range) for name in names
         }
+
+    def histograms_of(self, engine: str) -> list[latency.Increase]:
+        """The `histograms` of one engine, by its name."""
+        return self._histograms_by_engine.get(engine, [])
+
+    @cached_property
+    def _histograms_by_engine(self) -> dict[str, list[latency.Increase]]:
+        found: dict[str, list[latency.Increase]] = {}
+        for each in self.histograms:
+            found.setdefault(each.engine_name, []).append(each)
+        return found
 
     def gpus_on(self, hardware: Hardware) -> list[GpuSpan]:
         """The GPUs that its engines run on, as far as given or shown by labels; by name."""

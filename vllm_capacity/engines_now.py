@@ -151,7 +151,7 @@ def _fleet(rows: list[EngineNow], analysis: Analysis, order: str) -> FleetNow:
 def _row(analysis: Analysis, engine: str) -> EngineNow:
     part, costs = analysis.bill_parts[engine], analysis.bill.parts[engine]
     regimes = {fit.engine: fit.regime for fit in analysis.fits}
-    own = latency([each for each in analysis.histograms if each.engine_name == engine])
+    own = latency(analysis.histograms_of(engine))
     last = _last_step(analysis.steps, engine)
     return EngineNow(
         engine=engine,

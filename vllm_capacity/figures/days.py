@@ -27,7 +27,7 @@ def in_days(pieces: Sequence[Piece], borders: Iterable[datetime]) -> list[Piece]
 
     The last day is not finished. A day with one piece, or with a border inside, is left as it is.
     """
-    ends = sorted(borders)
+    ends = list(borders)
     days = [tuple(own) for _, own in groupby(pieces, key=lambda one: one.time_range.start.date())]
     found: list[Piece] = []
     for day in days[:-1]:
