@@ -193,10 +193,12 @@ def main() -> None:
     """Run the command line; an error ends it with a one-line message and its exit code.
 
     Searching for cycles among the objects of a thousand modules, while they are imported and again
-    at exit, would take a seventh of a short command's time.
+    at exit, would take a seventh of a short command's time. So would the threads of OpenBLAS: the
+    matrices here are too small for them, and idle ones spin.
     """
     gc.set_threshold(_OBJECTS_PER_COLLECTION)
     atexit.register(gc.freeze)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     run(cli)
 
 
