@@ -167,7 +167,7 @@ def _copies(name: str, frame: pl.DataFrame, numbers: range) -> pl.DataFrame:
         return frame
     copies = [_renamed(frame, number) for number in numbers]
     if name == "steps":  # each copy gets different values
-        less = [1 - number / 1000 for number in numbers]
+        less = [1 - number % 1000 / 1000 for number in numbers]
         pairs = zip(copies, less, strict=True)
         copies = [copy.with_columns(pl.col(pl.Float64) * each) for copy, each in pairs]
     return pl.concat(copies)

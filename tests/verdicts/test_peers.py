@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean, median
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -25,7 +27,8 @@ from vllm_capacity.figures.makes import Make
 from vllm_capacity.plan import plan
 from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.verdicts.saturation.curve import LoadPoints
-from vllm_capacity.verdicts.saturation.peers import are_as_fast, completed
+from vllm_capacity.verdicts.saturation.fit import SaturationFit
+from vllm_capacity.verdicts.saturation.peers import are_as_fast, completed, lenders
 from vllm_capacity.verdicts.sizing import Policy
 
 MEASURED = Estimate.known(95, 100, 105, "held")
@@ -110,6 +113,36 @@ def test_a_borrowed_capacity_names_its_peers_and_is_no_measurement():
 def test_labels_determine_which_engines_are_replicas(other: Make, expected: bool):
     own = Make("m", 1000.0, {"gpu_name": "A100"})
     assert own.is_like(other) is expected
+
+
+def fleet(count: int) -> list[SaturationFit]:
+    """Engines of one make: every hundredth has a known capacity, every other one is twice as fast.
+
+    A fit has only what decides who lends to whom.
+    """
+    running = np.array([1.0, 2, 4, 8])
+    found = []
+    for number in range(count):
+        fit = SimpleNamespace(
+            engine=f"{number:04}",
+            capacity=MEASURED if number % 100 == 99 else SEEN,
+            slowed=np.zeros(4, bool),
+            levels=SimpleNamespace(loads=LoadPoints.of(running, running * (1 + number % 2))),
+        )
+        found.append(cast(SaturationFit, fit))
+    return found
+
+
+@pytest.mark.parametrize(("count", "peers"), [(300, 149), (1200, 204)])
+def test_of_many_engines_some_are_compared_and_first_those_with_a_capacity(count: int, peers: int):
+    fits = fleet(count)
+    found = lenders(fits, {fit.engine: Make("m") for fit in fits})
+    known = {fit.engine for fit in fits if fit.capacity is MEASURED}
+    assert len(found) == count - len(known)
+    assert len(found["0001"]) == peers
+    assert known <= set(found["0001"])  # all are as fast as it
+    assert not known & set(found["0000"])
+    assert all(own == tuple(sorted(own)) for own in found.values())
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from vllm_capacity.verdicts.saturation.fit import BOUNDED, EXTRAPOLATED, Saturat
 SPREAD_RATIO = 0.10
 """How far apart the speeds of two replicas with matching labels may be."""
 _CLEAR_ERRORS = 2.0
+_COMPARED = 200
 _SURENESS = {kind: place for place, kind in enumerate(Kind)}
 
 Lenders = Mapping[str, Sequence[str]]
@@ -49,27 +50,43 @@ def undisputed(
         and len(fit.levels.loads)
         and is_easing(fit.levels.loads, fit.kv_limit_running)
     ]
-    found = []
-    for fit in fits:
-        against = [other for other in easing_fits if _are_peers(fit, other, makes)]
-        if fit.kind == EXTRAPOLATED and against:
-            capacity, running = best_minute_bound(fit.best, easing(against[0].levels.loads))
-            fit = replace(fit, capacity=capacity, capacity_running=running, kind=BOUNDED)
-        found.append(fit)
-    return tuple(found)
+    return tuple(
+        _disputed(fit, easing_fits, makes) if fit.kind == EXTRAPOLATED else fit for fit in fits
+    )
+
+
+def _disputed(
+    fit: SaturationFit, easing_fits: Sequence[SaturationFit], makes: Mapping[str, Make]
+) -> SaturationFit:
+    """The fit, with a bound as its capacity if any of those fits is of a peer."""
+    against = next((other for other in easing_fits if _are_peers(fit, other, makes)), None)
+    if against is None:
+        return fit
+    capacity, running = best_minute_bound(fit.best, easing(against.levels.loads))
+    return replace(fit, capacity=capacity, capacity_running=running, kind=BOUNDED)
 
 
 def lenders(fits: Sequence[SaturationFit], makes: Mapping[str, Make]) -> dict[str, tuple[str, ...]]:
     """The peers of each engine that did not show its capacity, by name; others have no entry.
 
     An engine that something slowed has none either, because its peers do not show what it could do.
+    It is compared with at most 400 others, because comparing all pairs would take most of the time
+    of an answer for a thousand engines: half are those with a known capacity or the highest bounds,
+    half are spread over the rest.
     """
+    ranked = sorted(fits, key=lambda fit: (not fit.capacity.is_known, -(fit.capacity.low or 0.0)))
+    places = {fit.engine: place for place, fit in enumerate(fits)}
+
+    def peers(fit: SaturationFit) -> tuple[str, ...]:
+        alike = [each for each in ranked if each is not fit and _have_like_makes(fit, each, makes)]
+        rest = alike[_COMPARED:]
+        compared = alike[:_COMPARED] + rest[:: max(1, math.ceil(len(rest) / _COMPARED))]
+        loads = fit.levels.loads
+        names = (each.engine for each in compared if are_as_fast(loads, each.levels.loads))
+        return tuple(sorted(names, key=places.__getitem__))
+
     return {
-        fit.engine: tuple(
-            other.engine for other in fits if other is not fit and _are_peers(fit, other, makes)
-        )
-        for fit in fits
-        if not fit.capacity.is_known and not fit.slowed.any()
+        fit.engine: peers(fit) for fit in fits if not fit.capacity.is_known and not fit.slowed.any()
     }
 
 
@@ -79,10 +96,13 @@ def unloaded(fits: Sequence[SaturationFit]) -> frozenset[str]:
 
 
 def _are_peers(one: SaturationFit, other: SaturationFit, makes: Mapping[str, Make]) -> bool:
+    is_alike = _have_like_makes(one, other, makes)
+    return is_alike and are_as_fast(one.levels.loads, other.levels.loads)
+
+
+def _have_like_makes(one: SaturationFit, other: SaturationFit, makes: Mapping[str, Make]) -> bool:
     own, others = makes.get(one.engine), makes.get(other.engine)
-    if own is None or others is None or not own.is_like(others):
-        return False
-    return are_as_fast(one.levels.loads, other.levels.loads)
+    return own is not None and others is not None and own.is_like(others)
 
 
 def are_as_fast(one: LoadPoints, other: LoadPoints) -> bool:
