@@ -57,7 +57,7 @@ def cut(attempts, borders):
 
 
 @given(scraped(), st.lists(st.floats(-100, 9000), max_size=12))
-@settings(max_examples=60)
+@settings(max_examples=25)
 def test_attempts_beside_borders_are_the_last_before_and_the_first_after(made, seconds):
     attempts, borders = made
     at = sorted(T0 + timedelta(seconds=each) for each in (*seconds, *seconds[:1]))
@@ -75,7 +75,7 @@ def test_attempts_beside_borders_are_the_last_before_and_the_first_after(made, s
 
 
 @given(scraped(), st.sampled_from([3.0, 20.0, 600.0, 9000.0]))
-@settings(max_examples=60)
+@settings(max_examples=25)
 def test_silences_are_the_long_times_between_good_attempts(made, seconds):
     attempts, borders = made
     expected = []

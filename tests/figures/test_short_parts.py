@@ -19,19 +19,27 @@ from vllm_capacity.timerange import iso
 HOUR = 3600
 
 
-@pytest.fixture(scope="module", params=range(5))
-def path(request, tmp_path_factory):
-    """A window of nine hours of three servers, by seed, and what its hours left behind."""
-    rng = random.Random(100 + request.param)
+def a_window(folder, seed):
+    """A window of nine hours of three servers, and what its hours left behind."""
+    rng = random.Random(100 + seed)
     lines = [
         line for name in "abc" for line in a_server(rng, name, every=rng.choice([60, 120, 200]))
     ]
-    begin = BEGINS.get(request.param)
+    begin = BEGINS.get(seed)
     asked = {} if begin is None else {"start": iso(at(begin))}
-    folder = tmp_path_factory.mktemp(f"short_{request.param}")
     window = small_window(folder, *lines, **asked)
     by_hour(window, window.extent, rows_per_piece=1)
     return window.path
+
+
+@pytest.fixture(scope="module", params=range(5))
+def path(request, tmp_path_factory):
+    return a_window(tmp_path_factory.mktemp(f"short_{request.param}"), request.param)
+
+
+@pytest.fixture(scope="module")
+def one_path(tmp_path_factory):
+    return a_window(tmp_path_factory.mktemp("short_one"), 0)
 
 
 PARTS = {
@@ -71,21 +79,21 @@ def test_the_answer_is_that_of_all_rows_to_the_last_bit(path, part):
 
 
 @pytest.fixture
-def fresh(path, tmp_path):
+def fresh(one_path, tmp_path):
     """The window without stored hours."""
-    return shutil.copytree(path, tmp_path / "w", ignore=shutil.ignore_patterns(".rollup"))
+    return shutil.copytree(one_path, tmp_path / "w", ignore=shutil.ignore_patterns(".rollup"))
 
 
-def test_a_short_range_reads_stored_hours_of_a_window_with_many_rows(path, fresh, monkeypatch):
+def test_a_short_range_reads_stored_hours_of_a_window_with_many_rows(one_path, fresh, monkeypatch):
     monkeypatch.setattr(few_rows, "MAX_ROWS", 1000)
-    for place, kind in ((path, ShortPart), (fresh, Window)):
+    for place, kind in ((one_path, ShortPart), (fresh, Window)):
         window = open_window(place)
         time_range = window.clamp(at(3 * HOUR), at(4 * HOUR))
         assert type(as_read(window, time_range, rows_per_piece=1)) is kind
     assert not list((fresh / ".rollup").glob("2*"))
 
 
-def test_of_very_many_rows_missing_hours_are_stored_first(path, fresh, monkeypatch):
+def test_of_very_many_rows_missing_hours_are_stored_first(one_path, fresh, monkeypatch):
     monkeypatch.setattr(few_rows, "MAX_ROWS", 1000)
     monkeypatch.setattr(short_parts, "MANY_ROWS", 1000)
     window = open_window(fresh)
@@ -93,7 +101,7 @@ def test_of_very_many_rows_missing_hours_are_stored_first(path, fresh, monkeypat
     read = as_read(window, time_range, rows_per_piece=1)
     assert isinstance(read, ShortPart)
     assert len(list((fresh / ".rollup").glob("2*"))) == len(read.pieces)
-    by_rows, _ = as_from_all_rows(path, 3 * HOUR, 4 * HOUR)
+    by_rows, _ = as_from_all_rows(one_path, 3 * HOUR, 4 * HOUR)
     assert Analysis(read, time_range).answer == by_rows.answer
 
 
