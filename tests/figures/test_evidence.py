@@ -45,6 +45,7 @@ def test_stretches_with_running_requests_but_no_tokens(rows, expected):
     [(1, 1, "08:00:10Z"), (20, 20, "08:20:00Z"), (1025, 20, "; and 1,005 more")],
 )
 def test_at_most_twenty_time_ranges_are_listed(count, listed, ending):
-    found = spans([(at(60 * n), at(60 * n + (10 if count == 1 else 60))) for n in range(count)])
+    ranges = ((at(60 * n), at(60 * n + (10 if count == 1 else 60))) for n in range(count))
+    found = spans(ranges, count)
     assert found.count(" … ") == listed
     assert found.endswith(ending)

@@ -352,9 +352,9 @@ class Target:
             self.stretches.select(own).to_series().to_numpy()
             for own in (pl.col("tried") - pl.col("good"), pl.col("longest").fill_null(0))
         )
-        begins_well = self.stretches.get_column("failed").list.first().fill_null(1).to_numpy() > 0
+        is_first_good = self.stretches.get_column("failed").list.first().fill_null(1).to_numpy() > 0
         is_answered = self._us("good") > 0
-        is_plain = is_answered & begins_well & ((failed + 1) * longest <= least)
+        is_plain = is_answered & is_first_good & ((failed + 1) * longest <= least)
         spans = [np.stack([self._us("start"), self._us("last_good")], axis=1)[is_plain]]
         for stretch in np.flatnonzero(is_answered & ~is_plain).tolist():
             times, is_good, _ = self._unpacked(stretch, stretch + 1)

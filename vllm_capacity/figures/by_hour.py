@@ -186,11 +186,10 @@ def _kept_after(
         key = key_of(piece, base, digests)
         entry = None if piece.is_cut else shelf.find(key)
         if entry is not None:
-            _spare(piece.parts, base, shelf, digests)
+            _mark_used(piece.parts, base, shelf, digests)
         elif piece.parts:
             parts = [own.entry for own in _kept_after(window, piece.parts, shelf, digests, before)]
-            frames = joined(parts, window.named_sql("figures", "series"))
-            entry = shelf.keep(key, parts[-1].base, frames)
+            entry = keep_day(window, parts, shelf, key)
         else:
             frames = computed(window, piece, base_in(before))
             entry = keep(frames, shelf, None if piece.is_cut else key)
@@ -198,11 +197,11 @@ def _kept_after(
         before = entry
 
 
-def _spare(parts: Sequence[Piece], base: str | None, shelf: Shelf, digests: Digests) -> None:
+def _mark_used(parts: Sequence[Piece], base: str | None, shelf: Shelf, digests: Digests) -> None:
     """Keep the entries of a day's pieces, though only the day's is read."""
     for part in parts:
         if base is not None:
-            base = shelf.spare(key_of(part, base, digests))
+            base = shelf.mark_used(key_of(part, base, digests))
 
 
 class Digests(dict[str, str]):
@@ -238,6 +237,12 @@ def keep(frames: Frames, shelf: Shelf, key: str | None) -> Entry:
     """The entry of a piece's frames: stored under the key, or in memory without a key."""
     base = Base(frames["base_samples"], frames["base_histograms"]).digest
     return Entry(frames, base) if key is None else shelf.keep(key, base, frames)
+
+
+def keep_day(window: Window, parts: Sequence[Entry], shelf: Shelf, key: str) -> Entry:
+    """The entry of a day, stored under the key; made from those of its pieces."""
+    frames = joined(parts, window.named_sql("figures", "series"))
+    return shelf.keep(key, parts[-1].base, frames)
 
 
 def connected(window: Window, pieces: Sequence[Kept]) -> Database:

@@ -4,8 +4,8 @@ A piece of a window depends on its base, the last rows before it, so the obvious
 after another (by_hour.py). Working in parallel takes two passes over a batch of pieces. First,
 workers extract from the rows of each piece what it adds to the next piece's base, and these are
 combined in order. Then the base of each piece is known, and workers compute the pieces and store
-their entries. The entries are byte-for-byte the same. At last, those of finished days (days.py) are
-made.
+their entries. The entries are byte-for-byte the same. Entries of finished days (days.py) are made
+last.
 
 Each entry is stored as soon as it is computed, under a hash of its inputs: after a killed run, the
 next one continues where it stopped, and concurrent runs produce the same entries.
@@ -23,10 +23,11 @@ from vllm_capacity.figures.by_hour import (
     base_in,
     is_read_by_hour,
     keep,
+    keep_day,
     kept_pieces,
     key_of,
 )
-from vllm_capacity.figures.days import in_days, joined
+from vllm_capacity.figures.days import in_days
 from vllm_capacity.figures.pieces import (
     NO_BASE,
     ROWS_PER_PIECE,
@@ -172,7 +173,7 @@ def _make_days(window: Window, pieces: Sequence[Piece], workers: Workers | None)
             if rests_on is None:  # removed by another run
                 return
             keys.append(key_of(part, rests_on, digests))
-            rests_on = shelf.base(keys[-1])
+            rests_on = shelf.mark_used(keys[-1]) or shelf.base(keys[-1])
         if piece.parts and before is not None:
             key = key_of(piece, before, digests)
             if shelf.base(key) is None:
@@ -222,5 +223,4 @@ def _make_day(task: _Task) -> None:
     shelf.fetch({part.hour for part in task.piece.parts})
     parts = [entry for key in task.parts if (entry := shelf.find(key)) is not None]
     if len(parts) == len(task.parts):  # else removed by another run
-        frames = joined(parts, window.named_sql("figures", "series"))
-        shelf.keep(task.key, parts[-1].base, frames)
+        keep_day(window, parts, shelf, task.key)

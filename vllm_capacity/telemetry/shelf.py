@@ -107,7 +107,7 @@ class Shelf:
         entry = self.find(key)
         return entry.base if entry else None
 
-    def spare(self, key: str) -> str | None:
+    def mark_used(self, key: str) -> str | None:
         """The `base` of the entry with that key, which `tidy` then keeps; None if there is none.
 
         The entry is not read, so damage is not noticed.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import islice
 from typing import Any, ClassVar
 
 import numpy as np
@@ -173,10 +174,10 @@ def span(start: datetime, end: datetime) -> str:
     return f"{iso(start)} … {iso(end)}"
 
 
-def spans(ranges: Sequence[tuple[datetime, datetime]]) -> str:
-    """The first 20 time ranges, and the number of the others."""
-    listed = [span(start, end) for start, end in ranges[:_LISTED]]
-    more = len(ranges) - len(listed)
+def spans(ranges: Iterable[tuple[datetime, datetime]], count: int) -> str:
+    """The first 20 of `count` time ranges, and the number of the others."""
+    listed = [span(start, end) for start, end in islice(ranges, _LISTED)]
+    more = count - len(listed)
     return "; ".join([*listed, *([f"and {more:,} more"] if more else [])])
 
 

@@ -28,7 +28,7 @@ def restarts(evidence: Evidence) -> list[Finding]:
             f"scrape is missing from all figures: {_effect(unread)}{_bound(unread, evidence)}. "
             f"{_in_flight(unread)}"
         )
-        when = spans([(restart.before, restart.after) for restart in own])
+        when = spans(((restart.before, restart.after) for restart in own), len(own))
         is_known, answers = instance in evidence.doubtful, good.get(instance, 0)
         is_often = not is_known and len(own) >= _OFTEN and len(own) > _OFTEN_RATIO * answers
         if is_often:

@@ -37,9 +37,7 @@ def _finding(fit: SaturationFit) -> Finding:
     best = "" if fit.best is None else f", its best minute {fit.best.output:,.0f}"
     is_on = (np.diff(slow) == 1) & steps.is_next[slow[1:]]  # no hole before
     firsts, lasts = slow[np.append(True, ~is_on)], slow[np.append(~is_on, True)]
-    ends = (
-        (steps.start[first], steps.end[last]) for first, last in zip(firsts, lasts, strict=True)
-    )
+    ends = zip(steps.start[firsts], steps.end[lasts], strict=True)
     return Finding(
         check="slowed",
         severity="warning",
@@ -49,7 +47,7 @@ def _finding(fit: SaturationFit) -> Finding:
             f"{running / whole:,.1f} requests running{best}: something outside slowed it, or its "
             "requests were different. The capacity leaves that time out."
         ),
-        when=spans([(instant(start), instant(end)) for start, end in ends]),
+        when=spans(((instant(start), instant(end)) for start, end in ends), len(firsts)),
     )
 
 

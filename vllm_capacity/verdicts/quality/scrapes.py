@@ -105,7 +105,7 @@ def gaps(evidence: Evidence) -> list[Finding]:
             "charts spread it over the gap and mark it; running.mean, waiting.mean and "
             "kv_cache_ratio.mean leave the gap out (see coverage)."
         )
-        when = spans([(gap.start, gap.end) for gap in own])
+        when = spans(((gap.start, gap.end) for gap in own), len(own))
         found.append(Finding("gap", "warning", len(own), effect, when))
     return found
 
