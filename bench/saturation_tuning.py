@@ -19,12 +19,13 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+from msgspec.structs import replace
 
 from vllm_capacity.resources import shipped
 from vllm_capacity.verdicts.saturation.curve import (

@@ -18,11 +18,12 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Callable, Iterator
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import polars as pl
+from msgspec.structs import astuple
 from scipy.optimize import least_squares
 
 from vllm_capacity.facts.gpus import Gpu, find_gpu
@@ -89,7 +90,7 @@ class Steps:
 
 def stacked(works: list[StepWork]) -> StepWork:
     """Arrays of the numbers of many works."""
-    names = [field.name for field in fields(StepWork)]
+    names = StepWork.__struct_fields__
     return StepWork(**{name: np.array([getattr(w, name) for w in works]) for name in names})
 
 
@@ -115,7 +116,7 @@ def part(kernel: str) -> Part:
     """The seconds of one kernel in steps, by its roofline."""
 
     def seconds(steps: Steps, roof: Roof) -> np.ndarray:
-        chosen = Kernels(**{field.name: roof for field in fields(Kernels)})
+        chosen = Kernels(**dict.fromkeys(Kernels.__struct_fields__, roof))
         found = step_time.step_seconds(steps.work, chosen, **steps.asked)
         return getattr(found, kernel)
 
@@ -142,7 +143,7 @@ def layers_of(rows: pl.DataFrame, dtype: str) -> StepWork:
     """What timed layers of experts ask, as steps of models of one layer."""
     of = {name: rows[name].to_numpy().astype(float) for name in rows.columns if name not in WORDS}
     weights = step_time.EXPERT_MATRICES * of["hidden_size"] * of["columns"] / of["gpus"]
-    nothing = {field.name: 0.0 for field in fields(StepWork)}
+    nothing = dict.fromkeys(StepWork.__struct_fields__, 0.0)
     own = {
         "layers": 1.0,
         "experts": of["experts"],
@@ -228,7 +229,7 @@ def check(gpu: str, steps: Steps, roofs: dict[tuple[str, str], Roof]) -> None:
             own = dict.fromkeys(("dense", "experts"), dtype)
             if dtype in ("mxfp4", "int4"):
                 own["dense"] = "bf16"
-            names = [field.name for field in fields(Kernels)]
+            names = Kernels.__struct_fields__
             chosen = {name: roofs.get((name, own.get(name, "")), Roof(1, 1, 0)) for name in names}
             if is_latent and (LATENT_ATTENTION, "") in roofs:
                 chosen["decode_attention"] = roofs[LATENT_ATTENTION, ""]
@@ -283,9 +284,7 @@ def main() -> None:
     if asked.write:
         path = shipped("data") / "gpu_kernels.csv"
         with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(
-                file, [field.name for field in fields(Kernel)], lineterminator="\n"
-            )
+            writer = csv.DictWriter(file, Kernel.__struct_fields__, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
 

@@ -19,10 +19,12 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations, pairwise
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -92,8 +94,7 @@ Worth = Callable[[str, str], list[float]]
 """The ratios of prices of two GPUs: the other's over the one's."""
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(Struct, frozen=True):
     """A measurement on one GPU, on the other, and the estimate for the other."""
 
     one: Measurement

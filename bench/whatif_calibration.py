@@ -15,7 +15,7 @@ import argparse
 import csv
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 import numpy as np
 from step_constants import stacked
@@ -26,7 +26,7 @@ from vllm_capacity.resources import shipped
 from vllm_capacity.verdicts.hardware.serving import SINKS, Calibration, Host, cycle, rates
 from vllm_capacity.verdicts.hardware.step_time import Kernels, Roof, dense_dtype
 
-NAMES = tuple(kernel.name for kernel in fields(Kernels))
+NAMES = Kernels.__struct_fields__
 FLOPS, BYTES, SECONDS = 0, 1, 2
 FAMILIES = ("Ampere", "Hopper", "Blackwell")
 FACTORS = {
@@ -94,8 +94,8 @@ class Fit:
         bare = [rates(run.machine, run.job.llm, run.job.dtype, Calibration()) for run in runs]
         self.base = {
             name: [
-                np.array([getattr(getattr(found.kernels, name), f.name) for found in bare])
-                for f in fields(Roof)
+                np.array([getattr(getattr(found.kernels, name), f) for found in bare])
+                for f in Roof.__struct_fields__
             ]
             for name in NAMES
         }
@@ -302,7 +302,7 @@ def main() -> None:
         path = shipped("data") / "gpu_kernel_factors.csv"
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow([column.name for column in fields(KernelFactor)])
+            writer.writerow(KernelFactor.__struct_fields__)
             source = (
                 "fit of bench/whatif_calibration.py to published_throughput.csv, silicon_vllm.csv "
                 "and bench/whatif_pairs_2024.csv"

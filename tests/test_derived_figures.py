@@ -1,10 +1,10 @@
 """Figures derived from an answer, an analysis or a plan, compared with the JSON."""
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import polars as pl
 import pytest
+from msgspec.structs import replace
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.answer import Amount, Requests, Throughput, Tokens

@@ -1,8 +1,7 @@
 """Intervals, bounds and unknowns under arithmetic: what is known of each end, and nothing more."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate, total

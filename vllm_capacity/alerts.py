@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.errors import InputError
 
@@ -29,8 +31,7 @@ if TYPE_CHECKING:  # slow to import, and --help lists the rules
 AlertState = Literal["fired", "quiet", "unknown"]
 
 
-@dataclass(frozen=True)
-class Observed:
+class Observed(Struct, frozen=True):
     """What is known of a figure: value, else bounds (`exceeds`, `at_most`), else the reason."""
 
     value: float | None
@@ -39,8 +40,7 @@ class Observed:
     at_most: float | None = None
 
 
-@dataclass(frozen=True)
-class Watched:
+class Watched(Struct, frozen=True):
     """The input of rules: the answer of a period, and other data of the window for some rules.
 
     `ending` returns the answer for that many last seconds of the window, None if the window is
@@ -55,8 +55,7 @@ class Watched:
     days_left: Callable[[], Observed] = lambda: Observed(None, reason="no weeks were given")
 
 
-@dataclass(frozen=True)
-class AlertRule:
+class AlertRule(Struct, frozen=True):
     """A rule: it fires if its figure is above the threshold, or below it.
 
     It is not evaluated without a threshold, or if `observe` returns None: burn rates need a target.
@@ -81,8 +80,7 @@ class AlertRule:
         return f"{side} {self.threshold:,g} {self.unit}".rstrip()
 
 
-@dataclass(frozen=True)
-class Alert:
+class Alert(Struct, frozen=True):
     """A rule's outcome on one answer."""
 
     rule: AlertRule

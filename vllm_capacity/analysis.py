@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property, partial
 from statistics import median
 from typing import Self
 
 import polars as pl
+from msgspec.structs import replace
 
 from vllm_capacity.answer import (
     Answer,

@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from inspect import cleandoc
 from typing import Any, ClassVar
+
+from msgspec import Struct
 
 from vllm_capacity.assumptions import TARGETS
 from vllm_capacity.estimate import Estimate, Figures
@@ -30,8 +31,7 @@ ATTAINMENT_GOAL = 0.95
 """The share of observations that must meet a target, because targets are for the p95."""
 
 
-@dataclass(frozen=True, repr=False)
-class WindowExtent(Record):
+class WindowExtent(Record, frozen=True):
     """The time range that was analyzed, and its engines.
 
     `mean_engines` is the average number of engines: each counts for the share of the billed time in
@@ -48,8 +48,7 @@ class WindowExtent(Record):
     resolution: str = "scrape"
 
 
-@dataclass(frozen=True, repr=False)
-class Requests(Record):
+class Requests(Record, frozen=True):
     """Finished requests, in total and by vLLM's reason; None where vLLM does not count them.
 
     `successful` requests ended normally (stop, length or repetition). `lost` bounds the requests
@@ -68,8 +67,7 @@ class Requests(Record):
         return high / self.finished if self.finished and high is not None else None
 
 
-@dataclass(frozen=True, repr=False)
-class Tokens(Record):
+class Tokens(Record, frozen=True):
     """Prompt tokens (all, and those not read from a cache) and output tokens; None if not counted.
 
     `lost` bounds the prompt and output tokens together that no scrape saw.
@@ -93,8 +91,7 @@ class Tokens(Record):
         return high / self.total if self.total and high is not None else None
 
 
-@dataclass(frozen=True, repr=False)
-class Throughput(Record):
+class Throughput(Record, frozen=True):
     """Mean rates over the window; None if not counted."""
 
     output_tokens_per_second: float | None
@@ -114,8 +111,7 @@ class Throughput(Record):
         return Estimate.exact(self.requests_per_second * 86_400, basis)
 
 
-@dataclass(frozen=True)
-class Amount:
+class Amount(Struct, frozen=True):
     """An amount of traffic: in total, per second, and per finished request; None if not counted.
 
     For requests themselves, `per_request` is None.
@@ -126,8 +122,7 @@ class Amount:
     per_request: float | None
 
 
-@dataclass(frozen=True, repr=False)
-class SloVerdict(Figures):
+class SloVerdict(Figures, frozen=True):
     """SLO attainment, and the throughput that meets the latency targets.
 
     The attainment of a target of `Slo` is the share of observations that met it, 0..1.
@@ -161,8 +156,7 @@ class SloVerdict(Figures):
         }
 
 
-@dataclass(frozen=True, repr=False)
-class Answer(Record):
+class Answer(Record, frozen=True):
     """All figures and verdicts of a window, or of a part of it.
 
     Every field is always present. Where a figure is unknown, a plain number is None and an estimate

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
@@ -20,8 +24,7 @@ _MAX_GPUS = 100_000
 _P95 = "_p95_seconds"
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(Struct, frozen=True):
     """A latency target: the histogram `metric` it applies to, and the names of the latency.
 
     `name` is its field of `Slo` and its column of the engine steps, `label` the latency's usual
@@ -100,7 +103,7 @@ def slo_of(given: Slo | str | None) -> Slo:
         return given
     if not isinstance(given, str | None):
         raise InputError(f"slo is a vc.Slo(ttft_p95_seconds=…), or text, not {given!r}.")
-    found = Slo()
+    found: dict[str, float] = {}
     for part in filter(None, map(str.strip, (given or "").split(","))):
         word, _, seconds = part.replace("=", " ").partition(" ")
         name = _BY_WORD.get(word.lower())
@@ -110,14 +113,13 @@ def slo_of(given: Slo | str | None) -> Slo:
                 f"Cannot read the latency target {part!r}; write {known} and seconds, as in "
                 "'ttft 2.0, itl 0.1'."
             )
-        if getattr(found, name) is not None:
+        if name in found:
             raise InputError(f"The latency target {word} is given twice: {given!r}.")
-        found = replace(found, **{name: float(seconds)})
-    return found
+        found[name] = float(seconds)
+    return Slo(**found)
 
 
-@dataclass(frozen=True)
-class Pricing:
+class Pricing(Struct, frozen=True):
     """The price of a GPU-hour, and the number of GPUs per engine.
 
     `rules` (from a mapping file) replace the single price and GPU count. Without a price and rules
@@ -146,8 +148,7 @@ class Pricing:
             )
 
 
-@dataclass(frozen=True)
-class Hardware:
+class Hardware(Struct, frozen=True):
     """The GPU and model of every engine, if given: vLLM does not export the GPU.
 
     `gpu` is a name in gpu_specs.csv; `model` a name in llms.csv, for a served name that is not in
@@ -165,13 +166,12 @@ class Hardware:
             find_llm(self.model)
 
 
-@dataclass(frozen=True)
-class Assumptions:
+class Assumptions(Struct, frozen=True):
     """All inputs other than telemetry."""
 
-    pricing: Pricing = field(default_factory=Pricing)
-    slo: Slo = field(default_factory=Slo)
-    hardware: Hardware = field(default_factory=Hardware)
+    pricing: Pricing = msgspec.field(default_factory=Pricing)
+    slo: Slo = msgspec.field(default_factory=Slo)
+    hardware: Hardware = msgspec.field(default_factory=Hardware)
 
     def of_targets(self, labels: Callable[[], Mapping[str, Mapping[str, str]]]) -> Assumptions:
         """The same, with rules that select by labels resolved for targets (labels by instance)."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.assumptions import Pricing
 from vllm_capacity.errors import InputError
@@ -15,8 +17,7 @@ from vllm_capacity.timerange import TimeRange
 from vllm_capacity.verdicts.cost.bill import Bill, CostShare, Usage, at_most, bill
 
 
-@dataclass(frozen=True)
-class Billed:
+class Billed(Struct, frozen=True):
     """One engine's part of a bill: its billed time, price, use and capacity.
 
     `model` is None if the engine reports none, `host` (the provider of its GPUs) if the price names
@@ -38,8 +39,7 @@ class Billed:
         return CostShare(self.usage, self.usd_per_gpu_hour, self.capacity)
 
 
-@dataclass(frozen=True)
-class BilledUse:
+class BilledUse(Struct, frozen=True):
     """The inputs of a bill by engine: enough to recompute it, also at other prices.
 
     `lost_reason`: why the amount of unseen use has no bound; empty if it has one.

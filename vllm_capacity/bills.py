@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 
 import polars as pl
+from msgspec.structs import replace
 
 from vllm_capacity.assumptions import Pricing
 from vllm_capacity.billed import Billed, BilledUse, priced, rate_of
@@ -170,8 +170,7 @@ def _label_names(window: Window, time_range: TimeRange) -> list[str]:
     return sorted(own.union(*target_labels(window).values()))
 
 
-@dataclass(frozen=True, repr=False)
-class Group(Figures):
+class Group(Figures, frozen=True):
     """One group's use in the time range, and its part of the bill.
 
     Counts and hours of groups add up to those of the whole; None if not counted by the label.
@@ -187,8 +186,7 @@ class Group(Figures):
     cost: Costs
 
 
-@dataclass(frozen=True, repr=False)
-class Groups(Record):
+class Groups(Record, frozen=True):
     """The figures of each group, by its value of `by`, and of the whole (their sum)."""
 
     by: str

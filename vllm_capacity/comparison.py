@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 
@@ -31,8 +30,7 @@ _MEASURED = frozenset(
 """Values that a server determines at startup: they vary slightly between replicas."""
 
 
-@dataclass(frozen=True, repr=False)
-class Side(Figures):
+class Side(Figures, frozen=True):
     """One of the two sides: its time range, models, cost and throughput.
 
     `engine_usd_per_hour` is the cost of one engine, `output_tokens_per_second` the mean throughput
@@ -52,16 +50,14 @@ class Side(Figures):
     restarts: int
 
 
-@dataclass(frozen=True, repr=False)
-class Reason(Record):
+class Reason(Record, frozen=True):
     """Another difference: its kind (price, load, mix, model, setting) and both values."""
 
     kind: str
     evidence: str
 
 
-@dataclass(frozen=True, repr=False)
-class Comparison(Record):
+class Comparison(Record, frozen=True):
     """The changes from A (`before`) to B (`after`), each as the ratio B ÷ A.
 
     `cost_at_same_load` is the cost per output token if both had served the same load and mix: the

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from datetime import datetime
 
 import polars as pl
+from msgspec.structs import replace
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.errors import InputError
@@ -18,8 +18,7 @@ from vllm_capacity.verdicts.saturation.regimes import CLIENT, IDLE, LIMITS, UNKN
 from vllm_capacity.verdicts.utilization import headroom
 
 
-@dataclass(frozen=True, repr=False)
-class EngineNow(Figures):
+class EngineNow(Figures, frozen=True):
     """One engine: its last step (10 s or more); latency, cost and headroom over the whole period.
 
     None and unknown estimates if not observed. `trouble` is why its server does not respond, empty
@@ -40,8 +39,7 @@ class EngineNow(Figures):
     trouble: str = ""
 
 
-@dataclass(frozen=True, repr=False)
-class FleetNow(Record):
+class FleetNow(Record, frozen=True):
     """All engines in order, and the total: rates and counts added, KV usage and cost as a whole.
 
     `seconds` is the length of the period of latency and cost.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cache
+
+from msgspec.structs import force_setattr, replace
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.record import Record
@@ -40,8 +41,7 @@ class Kind(StrEnum):
 _ORDER = {kind: place for place, kind in enumerate(Kind)}
 
 
-@dataclass(frozen=True, repr=False)
-class Estimate(Record):
+class Estimate(Record, frozen=True):
     """An interval `low` ≤ `mid` ≤ `high`, one bound alone, or unknown.
 
     *Known*: three numbers with their `basis`. *Bounded*: only `low` ("at least") or only `high`
@@ -248,15 +248,15 @@ _UNITS = (
 )
 
 
-@dataclass(frozen=True, repr=False)
-class Figures(Record):
+class Figures(Record, frozen=True):
     """A result with estimates: each gets the unit that its field name ends with."""
 
     def __post_init__(self) -> None:
         """Set units, so that each estimate can be displayed on its own."""
-        for name, value in list(vars(self).items()):
+        for name in filter(unit_of, self.__struct_fields__):
+            value = getattr(self, name)
             if isinstance(value, Estimate) and not value.unit:
-                object.__setattr__(self, name, replace(value, unit=unit_of(name)))
+                force_setattr(self, name, replace(value, unit=unit_of(name)))
 
 
 @cache

@@ -8,9 +8,10 @@ with its name.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 
 import polars as pl
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.answer import Answer
 from vllm_capacity.assumptions import Slo
@@ -25,8 +26,7 @@ from vllm_capacity.verdicts.saturation.slo import slo_throughput
 _SEED = 0
 
 
-@dataclass(frozen=True)
-class LoadCurve:
+class LoadCurve(Struct, frozen=True):
     """One engine's points and fitted curve, and its own capacity and use.
 
     `curve` has running_requests, low, mid, high (output tokens/s, 90 % band), from the lightest

@@ -7,11 +7,12 @@ verdicts that state their basis; an unknown is a row with a reason.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import cached_property
 
 import polars as pl
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.answer import Answer, WindowExtent
@@ -74,8 +75,7 @@ _MORE_REPLICAS = 2
 _NARROW = 2.5
 
 
-@dataclass(frozen=True)
-class PlanRequest:
+class PlanRequest(Struct, frozen=True):
     """The inputs of a plan.
 
     `demand_requests_per_second` None: the p95 of the window's finished requests per second.
@@ -99,8 +99,7 @@ class PlanRequest:
             raise InputError(f"The demand must be above 0 requests per second, not {demand:g}.")
 
 
-@dataclass(frozen=True, repr=False)
-class ModelPlan(Figures):
+class ModelPlan(Figures, frozen=True):
     """The replicas of one model, which those of other models cannot replace, and checks of them.
 
     Demand is in output tokens/s; capacity is of one replica, within the targets if given.
@@ -116,8 +115,7 @@ class ModelPlan(Figures):
     replays: tuple[Replay, ...]
 
 
-@dataclass(frozen=True, repr=False)
-class Plan(Figures):
+class Plan(Figures, frozen=True):
     """Number of replicas, alternative GPUs, cost, how long it suffices; all fields always exist.
 
     Demand is for all replicas, capacity of one engine (within the targets if given). For several
@@ -199,8 +197,7 @@ def plan(analysis: Analysis, request: PlanRequest | None = None) -> Plan:
     return _Planning(analysis, request or PlanRequest()).plan
 
 
-@dataclass(frozen=True)
-class _Load:
+class _Load(Struct, frozen=True):
     """The demand for one model in output tokens/s and requests/s, and the capacity of one replica.
 
     A request generates `output_tokens`; `running` is the number of running requests of a replica at
@@ -215,8 +212,7 @@ class _Load:
     pool: Pool | None
 
 
-@dataclass(frozen=True)
-class _Planning:
+class _Planning(Struct, frozen=True, dict=True):
     """One analysis and one request, and the common inputs of all parts of the plan."""
 
     analysis: Analysis
@@ -496,8 +492,7 @@ def _sensitivity(case: _Planning) -> dict[str, Estimate]:
     return {name: _added({model: each[name] for model, each in found.items()}) for name in names}
 
 
-@dataclass(frozen=True)
-class _Compared:
+class _Compared(Struct, frozen=True):
     """The GPUs compared: the model, the basis, and the reason if there are none (`Plan`)."""
 
     model: str | None

@@ -1,4 +1,4 @@
-"""The base of result dataclasses: conversion to JSON, and display for people.
+"""The base of results: conversion to JSON, and display for people.
 
 A result is read by its attributes. `as_dict` is the only conversion of a result to a `dict`, and
 the JSON of all commands is made with it.
@@ -10,11 +10,12 @@ import gc
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 from datetime import datetime
 from enum import Enum
 from html import escape
 from typing import Any, ClassVar
+
+from msgspec import Struct
 
 from vllm_capacity.timerange import iso
 
@@ -38,8 +39,8 @@ SCHEMA_VERSION = 2
 """The version of the JSON that all commands print."""
 
 
-class Record:
-    """A base for frozen dataclasses that are results.
+class Record(Struct, frozen=True, dict=True):
+    """A base for results.
 
     `renamed` maps keys of the machine interface's first version to their present attributes.
     """
@@ -48,11 +49,11 @@ class Record:
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, ready for JSON: nested results as objects, times as ISO 8601."""
-        return {field.name: plain(getattr(self, field.name)) for field in fields(self)}  # type: ignore[arg-type]
+        return {name: plain(getattr(self, name)) for name in self.__struct_fields__}
 
     def __repr__(self) -> str:
         """A line per field, with nested results abbreviated."""
-        names = _names(self)
+        names = self.__struct_fields__
         width = max(map(len, names), default=0)
         lines = [f"  {name:<{width}}  {_brief(getattr(self, name))}" for name in names]
         return "\n".join([type(self).__name__, *lines])
@@ -61,14 +62,14 @@ class Record:
         """The same as a table."""
         rows = "".join(
             f"<tr><th>{escape(name)}</th><td>{escape(_brief(getattr(self, name)))}</td></tr>"
-            for name in _names(self)
+            for name in self.__struct_fields__
         )
         return f'<table class="mathjax_ignore tex2jax_ignore">{rows}</table>'
 
     def __getitem__(self, key: str) -> Any:  # noqa: ANN401  whatever the field holds
         """A field by its key, as in the dictionaries of earlier releases; deprecated."""
         name = self.renamed.get(key, key)
-        if name not in _names(self):
+        if name not in self.__struct_fields__:
             raise KeyError(key)
         deprecated(f"{type(self).__name__}[{key!r}]", f"the attribute {name}")
         return getattr(self, name)
@@ -98,7 +99,7 @@ def _brief(value: object) -> str:
     if isinstance(value, list | tuple):
         return f"{len(value)} rows" if value else "none"
     if isinstance(value, Record) and type(value).__str__ is Record.__str__:
-        inner = (f"{one.name} {_brief(getattr(value, one.name))}" for one in fields(value))  # type: ignore[arg-type]
+        inner = (f"{name} {_brief(getattr(value, name))}" for name in value.__struct_fields__)
         return ", ".join(inner)
     if isinstance(value, datetime):
         return iso(value)
@@ -108,7 +109,3 @@ def _brief(value: object) -> str:
 def deprecated(what: str, instead: str) -> None:
     """Warn that `what` will be removed in the next release."""
     warnings.warn(f"{what} is deprecated; use {instead}", DeprecationWarning, stacklevel=3)
-
-
-def _names(record: Record) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(record))  # type: ignore[arg-type]

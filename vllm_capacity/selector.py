@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from vllm_capacity.errors import InputError, plain
 
@@ -14,8 +15,7 @@ _MATCHERS = re.compile(rf"\{{?\s*({_UNGROUPED}(?:\s*,\s*{_UNGROUPED})*)\s*,?\s*\
 _ESCAPED = {r"\\": "\\", r"\"": '"', r"\n": "\n", r"\t": "\t"}
 
 
-@dataclass(frozen=True)
-class Selector:
+class Selector(Struct, frozen=True):
     """Label matchers that must all hold; `bare` is their text without braces."""
 
     bare: str

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 import polars as pl
+from msgspec import Struct
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.errors import InputError, NoTelemetryError
@@ -40,8 +41,7 @@ UNMATCHED = ""
 _MORE_THAN_COUNTED = 1.02
 
 
-@dataclass(frozen=True, repr=False)
-class Tenant(Figures):
+class Tenant(Figures, frozen=True):
     """One key's use in the time range, by its log rows, and its part of the bill.
 
     `share_ratio` is its share of all use, 0..1; the shares and costs of all tenants and of use that
@@ -56,8 +56,7 @@ class Tenant(Figures):
     cost_usd: Estimate
 
 
-@dataclass(frozen=True, repr=False)
-class ModelUse(Figures):
+class ModelUse(Figures, frozen=True):
     """The counted and logged use of one model's replicas, and how their time was spent.
 
     `…_time_ratio` are shares of engine time: for prompts, for each output token, for the fixed part
@@ -75,8 +74,7 @@ class ModelUse(Figures):
     memory_time_ratio: Estimate
 
 
-@dataclass(frozen=True, repr=False)
-class LeftOut(Record):
+class LeftOut(Record, frozen=True):
     """Log rows that are not part of this window: of another time, or for models not served.
 
     `other_models` has the rows by model; "" are rows without a model if several are served.
@@ -87,8 +85,7 @@ class LeftOut(Record):
     other_models: Mapping[str, int]
 
 
-@dataclass(frozen=True, repr=False)
-class Tenants(Record):
+class Tenants(Record, frozen=True):
     """The bill by tenant: `tenants` by key, the largest part first, and `unmatched` add up to it.
 
     If `idle` is "apart", `idle_usd` is separate, and added to them; else it is included in all
@@ -107,8 +104,7 @@ class Tenants(Record):
     schema_version: int = SCHEMA_VERSION
 
 
-@dataclass(frozen=True)
-class _Pool:
+class _Pool(Struct, frozen=True, dict=True):
     """The replicas of a model: its engines by make, with the cost of each make."""
 
     model: str
@@ -116,11 +112,11 @@ class _Pool:
     rows: pl.DataFrame
     counted: Counted
     makes: tuple[tuple[float, EngineTime | str], ...]
-    shares: Shares = field(init=False)
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def shares(self) -> Shares:
         alike = [AlikeEngines(weight, time) for weight, time in self.makes]
-        object.__setattr__(self, "shares", pool_shares(self.rows, self.counted, alike))
+        return pool_shares(self.rows, self.counted, alike)
 
     @property
     def weight(self) -> float:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from msgspec import Struct
 
 from vllm_capacity.errors import InputError
 
@@ -19,8 +20,7 @@ _HOUR = timedelta(hours=1)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
 
 
-@dataclass(frozen=True)
-class TimeRange:
+class TimeRange(Struct, frozen=True):
     """`[start, end)` in aware UTC: a time at `start` is inside, one at `end` is not."""
 
     start: datetime

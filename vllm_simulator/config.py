@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from msgspec import Struct
+
 from vllm_capacity.errors import InputError
 
 
-@dataclass(frozen=True)
-class StepTime:
+class StepTime(Struct, frozen=True):
     """Duration of one engine step in seconds, linear in the work of the step.
 
     base + sequences x per_sequence + prefill tokens x per_prefill_token + context tokens x
@@ -34,8 +35,7 @@ class StepTime:
         )
 
 
-@dataclass(frozen=True)
-class EngineConfig:
+class EngineConfig(Struct, frozen=True):
     """Settings of a vLLM engine, under vLLM's own names where it has them.
 
     `num_gpu_blocks` includes the null block, as vLLM reports it. `sliding_blocks` is the number of
@@ -100,8 +100,7 @@ class EngineConfig:
         return int(self.max_concurrency * self.max_model_len)
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(Struct, frozen=True):
     """A client's request, with the output length it will get.
 
     Requests with the same `prefix` share their first `prefix_tokens` tokens.

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
+from msgspec import Struct
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -30,8 +31,7 @@ Labels = Mapping[str, str]
 HANDLER = "/v1/chat/completions"
 
 
-@dataclass(frozen=True)
-class Family:
+class Family(Struct, frozen=True):
     """One metric family at one moment: the labels and values of its series."""
 
     name: str

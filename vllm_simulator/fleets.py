@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 import polars as pl
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from vllm_capacity.telemetry.rows import RowBuffer
 from vllm_simulator.config import EngineConfig, Request, StepTime
@@ -26,8 +27,7 @@ _PROCESS_LEAD_SECONDS = 3600.0  # age of the youngest initial replica when the w
 _ROLLOUT_SECONDS = 97.0  # between the starts of two initial replicas
 
 
-@dataclass(frozen=True)
-class Replica:
+class Replica(Struct, frozen=True):
     """One process; `end_seconds` is inf if it outlives the window, `is_used` False if idle."""
 
     target: str
@@ -43,8 +43,7 @@ class Replica:
         return self.is_used and self.start_seconds <= at_seconds < last
 
 
-@dataclass(frozen=True)
-class Deployment:
+class Deployment(Struct, frozen=True):
     """The replicas of one model, and the requests for it."""
 
     config: EngineConfig
@@ -61,8 +60,7 @@ class Deployment:
         return sorted((one for part in parts for one in part), key=lambda one: one.arrival_seconds)
 
 
-@dataclass(frozen=True)
-class FleetScenario:
+class FleetScenario(Struct, frozen=True):
     """A fleet that can be simulated by name."""
 
     name: str

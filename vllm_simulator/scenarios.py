@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from difflib import get_close_matches
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.errors import InputError
 from vllm_simulator.config import EngineConfig, Request, StepTime
@@ -22,8 +24,7 @@ from vllm_simulator.workload import (
 )
 
 
-@dataclass(frozen=True)
-class Scenario:
+class Scenario(Struct, frozen=True):
     """A simulation that can be run by name; `workload` takes the seed."""
 
     name: str

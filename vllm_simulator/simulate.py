@@ -12,6 +12,7 @@ from itertools import cycle
 from typing import Any, Literal
 
 import polars as pl
+from msgspec import Struct
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.telemetry.rows import RowBuffer, Rows
@@ -152,8 +153,7 @@ def _requests_of(requests: pl.DataFrame | Sequence[c.Request]) -> list[c.Request
 _PROCESS_LEAD_SECONDS = 60  # age of the process at the first scrape
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(Struct, frozen=True):
     """Result of a scenario: rows as from a source, or saved scrapes, and the truth per request."""
 
     rows: Rows | None

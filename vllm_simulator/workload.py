@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.errors import InputError
 from vllm_simulator.config import Request
@@ -25,16 +26,14 @@ class Workload(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Prefix:
+class Prefix(Struct, frozen=True):
     """A prompt prefix of `tokens` tokens that `share_ratio` of the requests share."""
 
     share_ratio: float
     tokens: int
 
 
-@dataclass(frozen=True)
-class Lengths:
+class Lengths(Struct, frozen=True):
     """Log-normal prompt and output lengths in tokens, capped at their limits.
 
     A prompt has at least 8 tokens beyond its shared prefix. With `asks_maximum`, every request has
@@ -86,8 +85,7 @@ class Lengths:
         return None
 
 
-@dataclass(frozen=True)
-class OpenLoop:
+class OpenLoop(Struct, frozen=True):
     """Requests whose arrival times do not depend on the server."""
 
     requests: Sequence[Request]
@@ -101,16 +99,14 @@ class OpenLoop:
         return None
 
 
-@dataclass(frozen=True)
-class Phase:
+class Phase(Struct, frozen=True):
     """A period of a closed loop with a fixed number of clients."""
 
     clients: int
     seconds: float
 
 
-@dataclass(frozen=True)
-class ClosedLoop:
+class ClosedLoop(Struct, frozen=True):
     """Clients that each send their next request when the previous one has ended.
 
     `draw` returns the next request for a phase (by its index). Clients beyond the number of the
@@ -164,8 +160,7 @@ def recorded(requests_of_phase: Sequence[Sequence[Request]]) -> Callable[[int], 
     return draw
 
 
-@dataclass(frozen=True)
-class Arrivals:
+class Arrivals(Struct, frozen=True):
     """Poisson arrivals between two times in seconds, at a rate that varies as a sine wave.
 
     The rate is proportional to 1 + `wave_ratio` x sin, with the period `wave_seconds`. Given the

@@ -1,11 +1,11 @@
-"""Tables read into dataclasses, and suggestions for an unknown name."""
+"""Tables read into records, and suggestions for an unknown name."""
 
 import re
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 import pytest
+from msgspec import Struct
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.facts.gpus import Architecture, Gpu, find_gpu
@@ -21,8 +21,7 @@ class Color(StrEnum):
     RED = "red"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Thing:
+class Thing(Struct, frozen=True, kw_only=True):
     """A row with every kind of cell that the tables have."""
 
     name: Text
@@ -179,12 +178,12 @@ TABLES = {
 DATA = Path(__file__).parents[2] / "data"
 
 
-def test_every_table_has_its_dataclass():
+def test_every_table_has_its_record():
     assert {path.name for path in DATA.glob("*.csv")} == set(TABLES)
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_the_readme_counts_a_tables_rows_and_names_its_dataclass(table):
+def test_the_readme_counts_a_tables_rows_and_names_its_record(table):
     readme = (DATA / "README.md").read_text(encoding="utf-8")
     rows = read_rows(TABLES[table], DATA / table)
     assert re.search(rf"^\| `{table}` \| {len(rows)} \|", readme, re.M)

@@ -1,6 +1,5 @@
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.facts.gpus import architectures, find_gpu, gpu_names, gpus, labelled_gpu

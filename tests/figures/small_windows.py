@@ -1,11 +1,11 @@
 """Windows of a few scrapes, written by the product; times are seconds after T0."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import polars as pl
+from msgspec import Struct
 
 from vllm_capacity.telemetry.rows import RowBuffer, Rows, SeriesKey, microseconds
 from vllm_capacity.telemetry.store import write_window
@@ -16,8 +16,7 @@ T0 = datetime(2026, 11, 24, 8, tzinfo=UTC)
 ATTEMPTS_SCHEMA = {"instance": pl.String, "ts": pl.Datetime("us", "UTC"), "is_good": pl.Boolean}
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(Struct, frozen=True):
     """One series: its value at each second; a histogram's value is (counts, sum)."""
 
     key: SeriesKey

@@ -1,9 +1,9 @@
 """Figures of a long range from what its hours left behind, whoever scrapes which target."""
 
 import random
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from tests.figures.small_windows import small_rows, small_window, up
 from tests.figures.test_by_hour import (

@@ -2,11 +2,11 @@
 
 import random
 import shutil
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from polars.testing import assert_frame_equal
 
 from tests.figures.small_windows import T0, at, gauge, small_rows, small_window

@@ -1,6 +1,5 @@
 """The page in a real Chromium with the network cut, at the widths and in the modes people use."""
 
-import dataclasses
 import re
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from msgspec.structs import replace
 
 from tests.long_window import long_window
 from vllm_capacity.render.report.pdf import find_browser, print_pdf
@@ -250,7 +250,7 @@ def replicas_page(tmp_path_factory) -> Path:
     )
     folder = tmp_path_factory.mktemp("replicas")
     note = provenance(rows, kind="saved scrapes", origin=HOSTILE)
-    window = write_window(folder / "window", dataclasses.replace(rows, series=series), note)
+    window = write_window(folder / "window", replace(rows, series=series), note)
     priced = {"usd_per_hour": "2", "price_note": "made up"}
     return report(folder / "reports", window=str(window), by="instance", **priced)
 

@@ -7,13 +7,13 @@ asked over HTTP, and read from that Parseable's files.
 
 import json
 from contextlib import suppress
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import httpx
 import polars as pl
 import pytest
 from click.testing import CliRunner
+from msgspec.structs import replace
 
 from tests.integration.real_prometheus import real_prometheus, wait_until
 from tests.integration.recorded_vllm import RecordedVllm

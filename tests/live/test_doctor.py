@@ -6,7 +6,7 @@ import base64
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from msgspec.structs import replace
 from recorded_parseable import recorded
 
 from tests.render.answer_by_hand import answer as made

@@ -7,11 +7,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import polars as pl
+from msgspec.structs import replace
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.answer import Answer, Requests, SloVerdict, Throughput, Tokens, WindowExtent
@@ -82,7 +82,7 @@ ANSWER = Answer(
     kv_cache_ratio=Gauge(0.45, 1.0),
     preemptions=561,
     prefix_cache_hit_ratio=0.25,
-    failures=Failures(*(_WHY_NO_FAILURES for _ in fields(Failures))),
+    failures=Failures(*(_WHY_NO_FAILURES for _ in Failures.__struct_fields__)),
     saturation=Saturation(
         regime="client-bound",
         bottleneck="kv-bound",
@@ -113,10 +113,10 @@ ANSWER = Answer(
     quality=(finding("jitter", "info", 3),),
 )
 ESTIMATES = tuple(
-    f"{section}__{name.name}"
+    f"{section}__{name}"
     for section in ("cost", "saturation", "slo")
-    for name in fields(getattr(ANSWER, section))
-    if isinstance(getattr(getattr(ANSWER, section), name.name), Estimate)
+    for name in getattr(ANSWER, section).__struct_fields__
+    if isinstance(getattr(getattr(ANSWER, section), name), Estimate)
 )
 """The path of every estimate of `cost`, `saturation` and `slo`."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
 from datetime import timedelta
 from functools import cache
 from typing import Any
@@ -22,6 +21,7 @@ from answer_by_hand import (
     estimate,
     unknown,
 )
+from msgspec.structs import replace
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.estimate import Estimate
@@ -70,7 +70,7 @@ def fitted(*, fit: SaturationFit | None = None, **changes: Any) -> LoadCurve:
         slowed=np.zeros(0, bool),
         left_out=0,
     )
-    of_fit = {field.name for field in fields(SaturationFit)} - {"curve", "steps"}
+    of_fit = set(SaturationFit.__struct_fields__) - {"curve", "steps"}
     fit = replace(fit or own, **{name: changes.pop(name) for name in of_fit & set(changes)})
     steps = pl.DataFrame(schema=STEP_SCHEMA)
     made = {"engines": 1, "curve": CURVE, "points": STEPS, "steps": steps, "preemptions": 7.0}

@@ -1,6 +1,5 @@
-from dataclasses import replace
-
 from answer_by_hand import ANSWER, answer, estimate, extrapolated, unknown
+from msgspec.structs import replace
 from snapshot import assert_same
 
 from vllm_capacity.estimate import Estimate

@@ -1,7 +1,6 @@
 """The plan's charts hide neither uncertainty nor rejected rows."""
 
 import json
-from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -22,6 +21,7 @@ from charts_by_hand import (
     rows_with,
     spec_of,
 )
+from msgspec.structs import replace
 
 from tests.long_window import long_window
 from vllm_capacity.analysis import Analysis

@@ -1,10 +1,9 @@
 """What would change the choice of a GPU, and what arithmetic says, as sentences."""
 
-from dataclasses import replace
-
 import pytest
 from answer_by_hand import ANSWER, answer, estimate, unknown
 from charts_by_hand import OPTIONS, PLAN
+from msgspec.structs import replace
 
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.render.prose.verdict import by_arithmetic, verdict

@@ -2,7 +2,6 @@
 
 import inspect
 from cProfile import Profile
-from dataclasses import fields, is_dataclass
 from functools import cache
 from operator import attrgetter
 
@@ -91,11 +90,11 @@ def test_figure_is_made_by_what_its_definition_names(definition, watched):
 
 def answer_paths(kind, prefix=""):
     """Every field of an answer, and of the results in it that have fields of their own."""
-    for field in fields(kind):
-        value = attrgetter(prefix + field.name)(ANSWER)
-        yield prefix + field.name
-        if isinstance(value, Record) and is_dataclass(value) and not isinstance(value, Estimate):
-            yield from answer_paths(value, f"{prefix}{field.name}.")
+    for field in kind.__struct_fields__:
+        value = attrgetter(prefix + field)(ANSWER)
+        yield prefix + field
+        if isinstance(value, Record) and not isinstance(value, Estimate):
+            yield from answer_paths(value, f"{prefix}{field}.")
 
 
 def is_property(member):
@@ -105,7 +104,7 @@ def is_property(member):
 def aliases():
     """Every property of an answer and of the results in it."""
     yield from (name for name, _ in inspect.getmembers(Answer, is_property))
-    for name in (f.name for f in fields(Answer)):
+    for name in Answer.__struct_fields__:
         value = getattr(ANSWER, name)
         if isinstance(value, Record):
             found = inspect.getmembers(type(value), is_property)

@@ -2,13 +2,13 @@ import base64
 import hashlib
 import json
 import re
-from dataclasses import replace
 
 import altair as alt
 import polars as pl
 import pytest
 from answer_by_hand import STEPS
 from bs4 import BeautifulSoup
+from msgspec.structs import replace
 
 from vllm_capacity.render import tables
 from vllm_capacity.render.numbers import usd

@@ -1,10 +1,10 @@
 """Which report this one is compared with, and the change shown on a tile."""
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from vllm_capacity.render.numbers import hours, span
 from vllm_capacity.render.report.metadata import Metadata, Tile, Tiles

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import msgspec
 import polars as pl
 import pytest
 from click.testing import CliRunner
+from msgspec.structs import replace
 
 import vllm_capacity as vc
 from vllm_capacity.billed import BilledUse

@@ -1,10 +1,10 @@
 """The tables and sentences of a window: their contents, or why there is little to show."""
 
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 from answer_by_hand import ANSWER, analysis, answer, finding, stretch
+from msgspec.structs import replace
 
 from tests.long_window import long_window
 from vllm_capacity.analysis import Analysis

@@ -1,9 +1,8 @@
 """The simulated fleet: each replica is what it is said to be, and the example is what it gives."""
 
-from dataclasses import replace
-
 import polars as pl
 import pytest
+from msgspec.structs import replace
 from polars.testing import assert_frame_equal
 
 from vllm_capacity.figures.makes import target_labels

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 import pytest
 from click.testing import CliRunner
+from msgspec.structs import replace
 from polars.testing import assert_frame_equal
 
 from vllm_capacity.cli.simulate import simulate as simulate_verb

@@ -2,12 +2,12 @@
 
 import json
 import random
-from dataclasses import replace
 from datetime import timedelta
 from itertools import groupby
 
 import httpx
 import pytest
+from msgspec.structs import replace
 from polars.testing import assert_frame_equal
 
 from tests.figures.small_windows import at, counter, gauge, histogram, small_window, up

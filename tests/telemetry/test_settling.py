@@ -1,7 +1,6 @@
 """Rows settled hour by hour, in whatever parts they come, are those settled at once."""
 
 import gc
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,6 +8,7 @@ from tempfile import TemporaryDirectory
 import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from polars.testing import assert_frame_equal
 
 from vllm_capacity.telemetry.parts import RowsInParts, Spool

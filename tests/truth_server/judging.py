@@ -13,13 +13,16 @@ package judges by moments, an end may be a tenth beside them.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from tests.truth_server.cases import Case, Targets
 from tests.truth_server.windows import Served
@@ -75,7 +78,7 @@ def answers(path: Path, targets: Targets, *, with_plan: bool = True) -> Found:
     }
     demand = None
     if with_plan:
-        planned = plan(replace(analysis, assumptions=replace(priced, slo=Slo())))
+        planned = plan(dataclasses.replace(analysis, assumptions=replace(priced, slo=Slo())))
         found["replicas"] = planned.replicas
         demand = planned.demand_output_tokens_per_second.mid
     return Found(found, result.requests, result.cost.allocation_usd.mid, demand)

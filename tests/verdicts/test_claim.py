@@ -1,8 +1,7 @@
 """Published claims compared with a window."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate

@@ -4,7 +4,6 @@ Of replicas alone: test_sizing.py; of one model at given demands: test_options.p
 is drawn at once, on every GPU, and whole plans of a recorded window are compared.
 """
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -12,6 +11,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tests.answering import assumed
 from vllm_capacity.analysis import Analysis

@@ -1,11 +1,11 @@
 """The replay on fewer replicas: compared with servers of other laws on the same requests."""
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import polars as pl
 import pytest
+from msgspec.structs import replace
 
 from vllm_capacity.assumptions import Slo
 from vllm_capacity.estimate import Estimate

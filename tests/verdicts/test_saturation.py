@@ -12,6 +12,7 @@ from vllm_capacity.estimate import Estimate
 from vllm_capacity.figures.steps import engine_frames, engine_steps
 from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.timerange import TimeRange
+from vllm_capacity.verdicts.saturation import fit
 from vllm_capacity.verdicts.saturation.capacity import fleet_sum
 from vllm_capacity.verdicts.saturation.fit import Stretch, engine_fits, saturation
 from vllm_capacity.verdicts.saturation.plateau import block_bootstrap
@@ -403,12 +404,15 @@ def test_evidence_is_made_when_it_is_read_and_once():
     assert (stretch, asked) == (given, [1])
 
 
-def test_stretches_are_made_when_they_are_read_and_once(sweep):
+def test_stretches_are_made_when_they_are_read_and_once(sweep, monkeypatch):
     steps = engine_steps(sweep, time_range=sweep.extent)
+    made, stretches = [], fit._stretches
+    monkeypatch.setattr(fit, "_stretches", lambda judged: made.append(1) or stretches(judged))
     found = saturation(steps)
-    assert not isinstance(vars(found)["regimes"], tuple)
+    assert made == []
     assert [one.regime for one in found.regimes] == regimes(steps)["regime"].to_list()
     assert found.regimes is found.regimes
+    assert made == [1]
 
 
 def test_rows_of_stretches_are_those_with_evidence(two_replicas):

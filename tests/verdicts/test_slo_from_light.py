@@ -2,11 +2,11 @@
 
 import math
 import statistics
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from bench.whatif import _both_targets, _slo_load
 from bench.whatif_runs import silicon_sweeps

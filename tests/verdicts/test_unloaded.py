@@ -2,11 +2,11 @@
 
 import math
 import statistics
-from dataclasses import replace
 
 import numpy as np
 import polars as pl
 import pytest
+from msgspec.structs import replace
 
 from bench.whatif_runs import sweep_ends
 from vllm_capacity.analysis import Analysis

@@ -1,12 +1,12 @@
 import math
 import statistics
-from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from whatif_baseline import answer, cases
 
 from bench.whatif import answers

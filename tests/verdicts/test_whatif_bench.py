@@ -1,9 +1,9 @@
 """The output of `python -m bench.whatif` on prices, setups and versions, by hand on few rows."""
 
 import math
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from bench import whatif as bench
 from bench.whatif_runs import silicon_pairs

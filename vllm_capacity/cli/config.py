@@ -6,11 +6,11 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
+from msgspec import Struct
 
 from vllm_capacity.cli.options.settings import SECTIONS, setting_options
 from vllm_capacity.cli.options.settings_file import FILE_NAME, keys_of, read_settings_file
@@ -22,8 +22,7 @@ _FLEETS = ("fleet.csv", "fleet.yaml", "fleet.yml")
 _LOCAL_TIME = Path("/etc/localtime")
 
 
-@dataclass(frozen=True)
-class _Found:
+class _Found(Struct, frozen=True):
     """A setting that was found, and where."""
 
     value: object

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 import polars as pl
+from msgspec.structs import asdict
 
 from vllm_capacity.cli.options import FILE, columns
 from vllm_capacity.errors import InputError

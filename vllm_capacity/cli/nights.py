@@ -7,9 +7,11 @@ and a page that could not be written is written by the next run.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 from pathlib import Path
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from vllm_capacity.cli.options.against import earlier_day, is_duration, later_days
 from vllm_capacity.cli.options.extra_inputs import ExtraInputs, Inputs, has_new_rows
@@ -22,8 +24,7 @@ from vllm_capacity.render.report.write import ReportOrder, notebook_parameters, 
 from vllm_capacity.timerange import TimeRange, parse_duration_seconds
 
 
-@dataclass(frozen=True)
-class Night:
+class Night(Struct, frozen=True):
     """A nightly run's job: the source of the days, the store for them, and the page made of each.
 
     `against` is what a page is compared with: a day, an earlier day by duration, or a window;
@@ -96,8 +97,7 @@ class Night:
         return {**window, **inputs.parameters, **self.page.parameters}
 
 
-@dataclass(frozen=True)
-class Done:
+class Done(Struct, frozen=True):
     """The result of a run: its pages, days without data, notes, and the error that stopped it."""
 
     pages: tuple[Path, ...] = ()

@@ -14,12 +14,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import click
 import yaml
+from msgspec import Struct
 
 from vllm_capacity.cli.options.settings import DaySettings
 from vllm_capacity.cli.options.settings_file import FILE_NAME, SettingsFile, read_settings_file
@@ -48,8 +48,7 @@ _Dumper.add_representer(
 )
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(Struct, frozen=True):
     """What to run and when: the settings file and the time of day."""
 
     command: Path

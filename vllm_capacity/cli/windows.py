@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import click
+from msgspec.structs import asdict
 
 from vllm_capacity.cli.options import columns
 from vllm_capacity.errors import InputError
@@ -39,4 +40,4 @@ def windows(folders: tuple[Path, ...], as_json: bool) -> None:
 
 def _plain(window: KnownWindow) -> dict[str, object]:
     times = {name: at and iso(at) for name, at in (("start", window.start), ("end", window.end))}
-    return {**vars(window), "path": str(window.path), **times}
+    return {**asdict(window), "path": str(window.path), **times}

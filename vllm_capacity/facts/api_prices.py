@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from vllm_capacity.errors import InputError
 
 
-@dataclass(frozen=True)
-class ApiPrice:
+class ApiPrice(Struct, frozen=True):
     """An API's price of a model, in USD per million input and output tokens."""
 
     usd_per_million_input: float

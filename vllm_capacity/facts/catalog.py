@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.facts.gpus import gpus
@@ -15,8 +17,7 @@ from vllm_capacity.facts.prices import prices
 from vllm_capacity.facts.tables import is_own, own_path
 
 
-@dataclass(frozen=True)
-class FactRow:
+class FactRow(Struct, frozen=True):
     """A row of a table: its name, its values by column, and their source.
 
     `source` covers every value of the row; in the user's own rows it begins with `OWN`.
@@ -34,8 +35,7 @@ class FactRow:
         return is_own(self.source)
 
 
-@dataclass(frozen=True)
-class Catalog:
+class Catalog(Struct, frozen=True):
     """A fact table: its file, its rows, the name of a row, and the columns that a listing shows.
 
     `shown` holds (column, title) pairs.
@@ -94,8 +94,8 @@ def own_tables() -> Mapping[str, tuple[int, Path | None]]:
     }
 
 
-def _row(catalog: Catalog, row: Any) -> FactRow:  # noqa: ANN401  a dataclass of any table
-    values = {field.name: getattr(row, field.name) for field in fields(row)}
+def _row(catalog: Catalog, row: Any) -> FactRow:  # noqa: ANN401  a row of any table
+    values = asdict(row)
     return FactRow(
         name=catalog.name(row),
         values=values,

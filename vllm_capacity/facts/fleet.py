@@ -12,13 +12,15 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime
 from fnmatch import fnmatchcase
 from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate, Kind
@@ -30,8 +32,7 @@ _MAX_GPUS = 100_000
 _COLUMNS = {"instance", "match", "gpus_per_engine", "price", "usd_per_hour", "from", "until"}
 
 
-@dataclass(frozen=True)
-class Rule:
+class Rule(Struct, frozen=True):
     """One rule of a mapping file; times are aware UTC, None if open.
 
     `only` are the labels that targets must have. `instances` are the targets that have them, set
@@ -58,8 +59,7 @@ class Rule:
         )
 
 
-@dataclass(frozen=True)
-class Rate:
+class Rate(Struct, frozen=True):
     """GPUs of an engine (the mean over its hours) and USD per GPU-hour, over a time range.
 
     GPUs × price × hours equals the sum over the periods of the rules exactly. `host` is who rents

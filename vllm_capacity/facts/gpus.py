@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from msgspec import Struct
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.facts.tables import (
@@ -37,8 +38,7 @@ _FORM_WORDS = {"sxm": "SXM", "pcie": "PCIe", "nvl": "NVL", "hbm3": "SXM"}
 _PARTS = frozenset(("mig", "shared"))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Architecture:
+class Architecture(Struct, frozen=True, kw_only=True):
     """Properties common to the GPUs of one architecture; a row of `data/gpu_architectures.csv`.
 
     The shares are the fractions of data sheet peaks that kernels reach: of dense 16-bit compute for
@@ -67,8 +67,7 @@ class Architecture:
     note: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Gpu:
+class Gpu(Struct, frozen=True, kw_only=True):
     """One GPU in one form factor; TFLOPS are dense, and None if no source gives them."""
 
     gpu: Text
@@ -137,8 +136,7 @@ class Gpu:
         return self.fp8_dense_tflops is not None or self.architecture.has_fp8
 
 
-@dataclass(frozen=True)
-class GpuSpan:
+class GpuSpan(Struct, frozen=True):
     """The rows that a GPU name refers to: one, or every form factor of a GPU."""
 
     name: str

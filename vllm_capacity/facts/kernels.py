@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
+
+from msgspec import Struct
 
 from vllm_capacity.facts.tables import Count, Day, Positive, Text, read_rows
 from vllm_capacity.resources import shipped
 
 
-@dataclass(frozen=True, kw_only=True)
-class Kernel:
+class Kernel(Struct, frozen=True, kw_only=True):
     """One kernel of one GPU; a row of `data/gpu_kernels.csv`.
 
     `kernel` is a field of `verdicts.hardware.step_time.Kernels`, or `latent_attention` (that of
@@ -43,8 +43,7 @@ def kernels() -> Mapping[str, Mapping[tuple[str, str], Kernel]]:
     return found
 
 
-@dataclass(frozen=True, kw_only=True)
-class KernelFactor:
+class KernelFactor(Struct, frozen=True, kw_only=True):
     """Corrections to a kernel, fitted to published runs; a row of `gpu_kernel_factors.csv`.
 
     They multiply its FLOP/s, bytes/s and microseconds. An empty `architecture` means any.

@@ -12,8 +12,10 @@ quantized checkpoints.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
 from functools import cache
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.facts.gpus import GIB
@@ -45,8 +47,7 @@ _SUFFIXES = re.compile(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Llm:
+class Llm(Struct, frozen=True, kw_only=True):
     """One model's shape, with parameters in billions; a row of `data/llms.csv`.
 
     `attention_sinks` marks models whose attention has learned sinks. A build whose name contains

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from typing import NamedTuple
+
+from msgspec import Struct
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.facts.tables import Count, Positive, Text, read_rows, suggest
@@ -89,8 +90,7 @@ class Across(StrEnum):
     FIRST = "first"  # the same on every engine, or repeated by every process
 
 
-@dataclass(frozen=True, kw_only=True)
-class Metric:
+class Metric(Struct, frozen=True, kw_only=True):
     """One metric family, under the name we use for it; a row of `data/vllm_metrics.csv`.
 
     The name is vLLM's newest, as in `/metrics`: counters end in `_total`, histograms have no
@@ -116,8 +116,7 @@ class Metric:
     note: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Equivalent:
+class Equivalent(Struct, frozen=True, kw_only=True):
     """Another framework's family, and the vLLM family it corresponds to.
 
     A row of `data/metric_equivalents.csv`, which holds only what a published scrape confirms.
@@ -135,8 +134,7 @@ class Equivalent:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class Feature:
+class Feature(Struct, frozen=True):
     """An optional part of vLLM whose presence changes what other figures mean.
 
     Any vLLM family whose bare name starts with one of `prefixes` belongs to it, whether or not the
@@ -200,8 +198,7 @@ FEATURES: tuple[Feature, ...] = (
 )
 
 
-@dataclass(frozen=True)
-class Match:
+class Match(Struct, frozen=True):
     """The family that an exposed name refers to.
 
     `alias_priority` 0 is the newest name of the concept, 1 and up older ones: if one scrape holds

@@ -18,11 +18,11 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Annotated
 
 import msgspec
+from msgspec import Struct
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate, Kind
@@ -40,8 +40,7 @@ NO_OFFERS = ("model constant", "TCO model", "marketplace", "spot", "owned")
 _NO_HOSTS = ("model constant", "TCO model", "marketplace")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Price:
+class Price(Struct, frozen=True, kw_only=True):
     """One row of `data/gpu_prices.csv`, in USD per GPU-hour."""
 
     gpu: Text

@@ -1,6 +1,6 @@
-"""Fact tables: CSV files read into dataclasses, and suggestions for misspelled names.
+"""Fact tables: CSV files read into records, and suggestions for misspelled names.
 
-`data/README.md` documents the tables. A header must hold every field of the table's dataclass; it
+`data/README.md` documents the tables. A header must hold every field of the table's record; it
 may hold more columns, for readers only. Values are checked against the annotations, so a mistyped
 cell raises an error with its file, line and column instead of becoming a wrong number.
 
@@ -14,22 +14,19 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import MISSING, Field, fields
 from difflib import SequenceMatcher, get_close_matches
 from functools import cache
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_origin
 
 import msgspec
+from msgspec.structs import FieldInfo, fields
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.resources import shipped
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-Row = TypeVar("Row", bound="DataclassInstance")
+Row = TypeVar("Row", bound=msgspec.Struct)
 
 Text = Annotated[str, msgspec.Meta(min_length=1)]
 Day = Annotated[str, msgspec.Meta(pattern=r"^\d{4}(-\d{2}(-\d{2})?)?$")]
@@ -96,17 +93,16 @@ def read_rows(cls: type[Row], path: Path, *, is_own: bool = False) -> tuple[Row,
     length differs from the header's, or holds a value that its field's type does not allow.
     """
     header, rows = _cells(path)
-    hints = get_type_hints(cls, include_extras=True)
     known = [each for each in fields(cls) if not (is_own and _may_lack(each, header))]
     shown = str(path) if is_own else path.name
     if missing := [field.name for field in known if field.name not in header]:
         raise InputError(f"{shown}, line 1: missing column {', '.join(missing)}.")
-    places = [(field, hints[field.name], header.index(field.name)) for field in known]
+    places = [(field, header.index(field.name)) for field in known]
     found = []
     for line, row in rows:
         cells: dict[str, Any] = {
-            field.name: _value(row[place], hint, field, where=f"{shown}, line {line}")
-            for field, hint, place in places
+            field.name: _value(row[place], field, where=f"{shown}, line {line}")
+            for field, place in places
         }
         if is_own:
             cells["source"] = f"{OWN} ({path.name}, line {line}): {cells['source']}"
@@ -114,8 +110,8 @@ def read_rows(cls: type[Row], path: Path, *, is_own: bool = False) -> tuple[Row,
     return tuple(found)
 
 
-def _may_lack(field: Field[Any], header: Sequence[str]) -> bool:
-    return field.name not in header and field.default is not MISSING
+def _may_lack(field: FieldInfo, header: Sequence[str]) -> bool:
+    return field.name not in header and not field.required
 
 
 def _cells(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -135,14 +131,14 @@ def _cells(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     return header, rows
 
 
-def _value(cell: str, hint: object, field: Field[Any], *, where: str) -> object:
+def _value(cell: str, field: FieldInfo, *, where: str) -> object:
     if not cell:
-        if field.default is MISSING:
+        if field.required:
             raise InputError(f"{where}: {field.name} is empty.")
         return field.default
     try:
-        words = cell.split() if get_origin(hint) is tuple else cell
-        return msgspec.convert(words, hint, strict=False)
+        words = cell.split() if get_origin(field.type) is tuple else cell
+        return msgspec.convert(words, field.type, strict=False)
     except msgspec.ValidationError as error:
         raise InputError(f"{where}: {field.name} is {cell!r}. {error}.") from None
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 from functools import cache
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.facts.gpus import find_gpu
 from vllm_capacity.facts.llms import find_llm, weight_dtype
@@ -14,8 +16,7 @@ from vllm_capacity.resources import shipped
 _ENGINE = "vLLM"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measurement:
+class Measurement(Struct, frozen=True, kw_only=True):
     """One published run; `model` is a name in llms.csv, `gpu` a name that `find_gpu` accepts.
 
     An open load offered `offered_requests_per_second`; a closed one kept `clients` busy. If all
@@ -64,8 +65,7 @@ def measurements() -> tuple[Measurement, ...]:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class SiliconRow:
+class SiliconRow(Struct, frozen=True, kw_only=True):
     """One row of `data/silicon_vllm.csv`: a constant concurrency and its TTFT and TPOT.
 
     `flag` is why a row does not measure `tp` GPUs at that concurrency; empty if it does.

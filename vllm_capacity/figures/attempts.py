@@ -8,12 +8,13 @@ median, a gap) unpack them, but only as far as necessary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 
 import numpy as np
 import polars as pl
+from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from vllm_capacity.telemetry.window import Window
@@ -76,8 +77,7 @@ def packed(attempts: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-@dataclass(frozen=True)
-class Attempts:
+class Attempts(Struct, frozen=True, dict=True):
     """The attempts of several targets as stretches, by target and time.
 
     `steps_of` gives the steps of a stretch by its `place`.
@@ -259,8 +259,7 @@ class _Steps:
         return flat[begins[place] : begins[place + 1]]
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(Struct, frozen=True, dict=True):
     """The attempts of one target, at least one."""
 
     stretches: pl.DataFrame

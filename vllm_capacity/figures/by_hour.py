@@ -22,6 +22,7 @@ from itertools import groupby
 from pathlib import Path
 
 import polars as pl
+from msgspec import Struct
 
 from vllm_capacity.figures import traffic
 from vllm_capacity.figures.attempts import Attempts
@@ -53,8 +54,7 @@ _SMALL = ("series", "intake")
 _LARGE = ("attempt_steps",)  # not cached in memory: read again each time
 
 
-@dataclass(frozen=True)
-class Kept:
+class Kept(Struct, frozen=True):
     """A time range and the stored entry of its piece."""
 
     time_range: TimeRange

@@ -7,10 +7,9 @@ not bias them. With an even interval, they equal the plain mean over samples.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import polars as pl
+from msgspec import Struct
 
 from vllm_capacity.facts.metrics import KV_CACHE, RUNNING, WAITING
 from vllm_capacity.figures.attempts import Attempts, rows_in
@@ -23,16 +22,14 @@ GAUGES = (RUNNING, WAITING, KV_CACHE)
 """Every gauge that any figure uses."""
 
 
-@dataclass(frozen=True, repr=False)
-class Gauge(Record):
+class Gauge(Record, frozen=True):
     """Mean and maximum of a gauge; both None if it was not observed."""
 
     mean: float | None
     max: float | None
 
 
-@dataclass(frozen=True)
-class Gauges:
+class Gauges(Struct, frozen=True):
     """`running` and `waiting` requests, summed over engines; `kv_cache_ratio`, pooled over them."""
 
     running: Gauge

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import polars as pl
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from vllm_capacity.assumptions import TARGETS
@@ -37,8 +37,7 @@ from vllm_capacity.telemetry.window import Window
 from vllm_capacity.timerange import TimeRange
 
 
-@dataclass(frozen=True)
-class Shown:
+class Shown(Struct, frozen=True):
     """A latency that is displayed: its histogram, and its title in tables."""
 
     metric: str
@@ -72,8 +71,7 @@ Floats = NDArray[np.float64]
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 
-@dataclass(frozen=True)
-class Increase:
+class Increase(Struct, frozen=True):
     """The increase of one histogram series in one step: per bucket (overflow last), and its sum."""
 
     metric: str
@@ -111,8 +109,7 @@ def histogram_increases(
     return [increase for own in _series_steps(states, metrics) for increase in own.increases()]
 
 
-@dataclass(frozen=True)
-class SeriesSteps:
+class SeriesSteps(Struct, frozen=True):
     """The increases of one histogram series: one row of `counts` per step, overflow last."""
 
     metric: str
@@ -251,8 +248,7 @@ def histogram_states(
     )
 
 
-@dataclass(frozen=True)
-class Distribution:
+class Distribution(Struct, frozen=True):
     """Observations merged over series: exact counts between `edges`, and their sum if sound."""
 
     edges: tuple[float, ...]
@@ -282,8 +278,7 @@ def merged(increases: Sequence[Increase]) -> Distribution | None:
     return Distribution(tuple(edges), tuple(counts), total if np.isfinite(total) else None)
 
 
-@dataclass(frozen=True, repr=False)
-class Quantile(Record):
+class Quantile(Record, frozen=True):
     """A quantile in seconds: `value` is as in PromQL, None in the overflow bucket.
 
     `lower` and `upper` are the edges of its bucket, which contain the true quantile; `estimate`
@@ -304,8 +299,7 @@ class Quantile(Record):
         return f"{self.estimate:.3g} s ({self.lower:.3g} to {self.upper:.3g} s)"
 
 
-@dataclass(frozen=True, repr=False)
-class Quantiles(Record):
+class Quantiles(Record, frozen=True):
     """Quantiles of one latency, in seconds."""
 
     p50: Quantile = Quantile()
@@ -313,8 +307,7 @@ class Quantiles(Record):
     p99: Quantile = Quantile()
 
 
-@dataclass(frozen=True, repr=False)
-class Latency(Record):
+class Latency(Record, frozen=True):
     """Quantiles of TTFT, inter-token and end-to-end latency, over all engines."""
 
     ttft_seconds: Quantiles
@@ -377,8 +370,7 @@ def sound_total(increases: Sequence[Increase], time_range: TimeRange) -> float |
     return total if 0 <= total <= longest else None
 
 
-@dataclass(frozen=True)
-class MeanLatency:
+class MeanLatency(Struct, frozen=True):
     """Mean TTFT and ITL over all requests and tokens, in seconds; None if unobserved or unsound."""
 
     ttft_seconds: float | None
@@ -398,8 +390,7 @@ def mean_latency(increases: Sequence[Increase], time_range: TimeRange) -> MeanLa
 PHASES = {"queue": QUEUE, "prefill": PREFILL, "decode": DECODE}
 
 
-@dataclass(frozen=True)
-class Phase:
+class Phase(Struct, frozen=True):
     """One phase of the requests that finished in a time range, summed over the requests.
 
     `mean_seconds` is per request; `share_ratio` is this phase's share of the time of all phases,

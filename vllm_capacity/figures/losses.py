@@ -22,13 +22,13 @@ how long it kept running, so there is no upper bound.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from math import ceil
 from typing import Any
 
 import polars as pl
+from msgspec import Struct
 
 from vllm_capacity.facts.metrics import (
     E2E,
@@ -59,8 +59,7 @@ STRETCH = {E2E: 20, ITL: 200}  # minimum observations for a mean
 _MIN_KV_RATIO = 0.02  # lower usage does not show how many requests fit into the cache
 
 
-@dataclass(frozen=True, repr=False)
-class Lost(Record):
+class Lost(Record, frozen=True):
     """Bounds of what is missing from all figures, in the unit of the counter.
 
     `high` is None if there is no upper bound; `reason` then says why, and is empty otherwise.
@@ -71,8 +70,7 @@ class Lost(Record):
     reason: str = ""
 
 
-@dataclass(frozen=True)
-class Pace:
+class Pace(Struct, frozen=True):
     """The maximum that one server counted between two scrapes, and that it can count per second.
 
     `per_second` is None if no rate was ever observed.
@@ -86,8 +84,7 @@ class Pace:
         return self.burst + seconds * (self.per_second or 0.0)
 
 
-@dataclass(frozen=True)
-class Ceiling:
+class Ceiling(Struct, frozen=True):
     """The maximum that one server can have done; `places`: the requests that it can run at once."""
 
     requests: Pace
@@ -98,8 +95,7 @@ class Ceiling:
     basis: str  # how the pace of requests was found, as text
 
 
-@dataclass(frozen=True)
-class Unread:
+class Unread(Struct, frozen=True):
     """A time in which a server may have counted without being read, with bounds on the amount.
 
     `running` and `waiting` are the requests at the last scrape before it; both None if there is
@@ -119,8 +115,7 @@ class Unread:
     reason: str = ""  # why there is no bound
 
 
-@dataclass(frozen=True)
-class Losses:
+class Losses(Struct, frozen=True, dict=True):
     """Everything that figures of a time range may lack, and the basis of the bounds."""
 
     stretches: tuple[Unread, ...]

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import polars as pl
+from msgspec import Struct, field
 
 from vllm_capacity.facts.gpus import GpuSpan, labelled_gpu
 from vllm_capacity.facts.metrics import CACHE_CONFIG, DRAFT_TOKENS, GENERATION_TOKENS
@@ -25,8 +25,7 @@ _SETTINGS = ("block_size", "cache_dtype", "gpu_memory_utilization", "enable_pref
 _ALIKE_BLOCKS = 0.1  # start-up profiling leaves replicas a few blocks apart
 
 
-@dataclass(frozen=True)
-class Make:
+class Make(Struct, frozen=True):
     """What is known of how one engine is set up; None or empty if nothing is.
 
     `rate` is its GPUs and their price, if a mapping file gives them.

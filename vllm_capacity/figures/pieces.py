@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
+from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from vllm_capacity.facts.metrics import (
@@ -67,8 +69,7 @@ Frames = Mapping[str, pl.DataFrame]
 Mask = NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(Struct, frozen=True):
     """A time range of one or more clock hours, and the window's files with its rows.
 
     `is_cut`: whether an end of the requested range cuts it. `parts` are the pieces of a day
@@ -93,8 +94,7 @@ class Piece:
         }
 
 
-@dataclass(frozen=True)
-class Base:
+class Base(Struct, frozen=True):
     """The last rows of each series before a piece, with the columns of a window's tables."""
 
     samples: pl.DataFrame

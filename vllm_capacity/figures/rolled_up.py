@@ -14,8 +14,10 @@ next one continues where it stopped, and concurrent runs produce the same entrie
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.errors import InputError, SourceError
 from vllm_capacity.figures.by_hour import (
@@ -50,16 +52,14 @@ Progress = Callable[[int, int], None]
 """Called with the number of pieces done and their total."""
 
 
-@dataclass(frozen=True)
-class RolledUp:
+class RolledUp(Struct, frozen=True):
     """How many pieces of a window have entries, and how many of these this run made."""
 
     pieces: int
     made: int
 
 
-@dataclass(frozen=True)
-class _Task:
+class _Task(Struct, frozen=True):
     """A piece of a window for a worker; `manifest` lists only the files that it needs.
 
     `parts` are the keys of the pieces of a day.

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import accumulate
 from typing import TypeVar
 
 import numpy as np
 import polars as pl
+from msgspec import Struct
 from polars.datatypes import DataTypeClass
 
 from vllm_capacity.figures.attempts import Attempts, Instants, Mask, Target, hourly_attempts
@@ -128,8 +128,7 @@ GAP_FACTOR = 2.5  # a gap is longer than this × the median interval around it
 _NEIGHBOURS = 10
 
 
-@dataclass(frozen=True)
-class Gap:
+class Gap(Struct, frozen=True):
     """A time between two good scrapes of a target, much longer than the interval around it."""
 
     instance: str
@@ -143,8 +142,7 @@ class Gap:
         return (self.end - self.start).total_seconds()
 
 
-@dataclass(frozen=True)
-class Restart:
+class Restart(Struct, frozen=True):
     """A target that restarted from zero, somewhere between two good scrapes."""
 
     instance: str
@@ -153,8 +151,7 @@ class Restart:
     started: datetime | None  # as the new process reports it
 
 
-@dataclass(frozen=True)
-class Outage:
+class Outage(Struct, frozen=True):
     """A target with no further good scrape until the end of a time range."""
 
     instance: str
@@ -169,8 +166,7 @@ class Outage:
         return (self.end - self.last_good).total_seconds()
 
 
-@dataclass(frozen=True)
-class Interruption:
+class Interruption(Struct, frozen=True):
     """A gap, or a restart without a missed scrape, between two good scrapes of a target.
 
     `failed` attempts were made in between, 0 if it was not scraped. `started` is when the new
@@ -191,8 +187,7 @@ class Interruption:
         return (self.end - self.start).total_seconds()
 
 
-@dataclass(frozen=True)
-class ScrapeCount:
+class ScrapeCount(Struct, frozen=True):
     """How often a target was scraped and answered; an even grid would have `missed` more."""
 
     instance: str

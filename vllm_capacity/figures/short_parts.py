@@ -9,10 +9,11 @@ result as on all rows. For other queries, all rows are read. Results are bit-for
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from datetime import timedelta
 
 import polars as pl
+from msgspec.structs import replace
 
 from vllm_capacity.figures.by_hour import (
     FROM_HOURS,

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+import msgspec
 import numpy as np
 import polars as pl
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from vllm_capacity.telemetry.rows import microseconds
@@ -26,12 +28,11 @@ NAMES = ("metric", "instance", "engine", "model_name", "labels")
 ORDER = ["metric", "instance", "engine", "labels"]
 
 
-@dataclass(frozen=True)
-class SortedRows:
+class SortedRows(Struct, frozen=True):
     """Samples or histograms of a piece and of its base, each sorted by series and time."""
 
-    base: pl.DataFrame = field(default_factory=pl.DataFrame)
-    own: pl.DataFrame = field(default_factory=pl.DataFrame)
+    base: pl.DataFrame = msgspec.field(default_factory=pl.DataFrame)
+    own: pl.DataFrame = msgspec.field(default_factory=pl.DataFrame)
 
     def of(self, series_ids: pl.Series) -> tuple[pl.DataFrame, Indices]:
         """The rows by series, in this order, and time; and per row, its index in `series_ids`."""

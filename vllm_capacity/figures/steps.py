@@ -6,13 +6,13 @@ Rates are spread over gaps (and the affected steps are marked); totals never com
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import polars as pl
+from msgspec import Struct
 from numpy.typing import NDArray
 from polars.datatypes import DataTypeClass
 
@@ -77,8 +77,7 @@ Rates are means over the step, `at_ceiling_share` is the share of the scrapes wi
 """
 
 
-@dataclass(frozen=True)
-class Grid:
+class Grid(Struct, frozen=True, dict=True):
     """Even steps of a time range; step k is [start + k·seconds, start + (k+1)·seconds).
 
     `holes` are runs of even steps that are merged into one long step, as (first, last), in order:

@@ -10,7 +10,6 @@ rejections at admission, and an estimate of the streams that clients abandoned.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import polars as pl
 
@@ -165,8 +164,7 @@ def prefix_cache_hit_ratio(increases: pl.DataFrame) -> float | None:
 _GENERATES = "completions|responses|messages|generate|embeddings|score|rerank"
 
 
-@dataclass(frozen=True, repr=False)
-class Failures(Figures):
+class Failures(Figures, frozen=True):
     """Failures as far as they are known; each is unknown if its series do not exist.
 
     `http_5xx_ratio` and `http_4xx_ratio` are shares of the responses on generating paths,

@@ -16,13 +16,15 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from enum import Enum
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.errors import InputError, NoTelemetryError, WindowError
 from vllm_capacity.holding import alone, workplace
@@ -45,8 +47,7 @@ class Outcome(Enum):
     IN_USE = "in use"
 
 
-@dataclass(frozen=True)
-class Day:
+class Day(Struct, frozen=True):
     """The state of a day: when it was last pulled, whether it has no data, or has a page.
 
     `inputs` is a digest of what its page was made with beside the window; empty for nothing.
@@ -58,8 +59,7 @@ class Day:
     inputs: str = ""
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(Struct, frozen=True):
     """Where a store's data comes from, and the time zone that defines its days.
 
     `origin`, `stream`, `match` and `tenant` are the same as in a pull.
@@ -72,8 +72,7 @@ class Source:
     tenant: str | None = None
 
 
-@dataclass(frozen=True)
-class Reach:
+class Reach(Struct, frozen=True):
     """Which days a run considers.
 
     `last`: how far back from now to pull days. `late`: how late samples may arrive. `keep`: remove
@@ -99,10 +98,9 @@ Pull = Callable[[TimeRange, Path], object]
 """Writes the window of a time range to a path."""
 
 
-@dataclass(frozen=True)
-class _Book:
+class _Book(Struct, frozen=True):
     source: Source
-    days: Mapping[date, Day] = field(default_factory=dict)
+    days: Mapping[date, Day] = msgspec.field(default_factory=dict)
 
 
 @dataclass

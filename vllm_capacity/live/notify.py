@@ -25,6 +25,7 @@ from types import ModuleType
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from vllm_capacity.alerts import Alert
 from vllm_capacity.errors import InputError, SourceError, needing_extra
@@ -56,8 +57,7 @@ class Recipient:
         return hashlib.blake2b(self.address.encode(), digest_size=12).hexdigest()
 
 
-@dataclass(frozen=True)
-class News:
+class News(Struct, frozen=True):
     """What has not been sent to a recipient yet: firing alerts and resolved alerts."""
 
     fired: tuple[Alert, ...]

@@ -7,13 +7,14 @@ sent only to a stream that exists, because it would create a missing one.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, Literal, TypeVar
 
 import httpx
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.answer import Answer
 from vllm_capacity.errors import plain
@@ -26,8 +27,7 @@ Link = Literal["vLLM", "proxy", "Collector", "Parseable", "window"]
 CheckState = Literal["ok", "broken", "unknown"]
 
 
-@dataclass(frozen=True)
-class CheckResult:
+class CheckResult(Struct, frozen=True):
     """The result of one check; `check` names the fault, `remedy` is empty unless it was found."""
 
     link: Link
@@ -71,8 +71,7 @@ _RECENT_MINUTES: Final = 15
 _Body = TypeVar("_Body")
 
 
-@dataclass(frozen=True)
-class Reply:
+class Reply(Struct, frozen=True):
     """A reply, or the reason why there is none, in which case `status` is None."""
 
     url: str
@@ -104,8 +103,7 @@ class Reply:
             return None
 
 
-@dataclass(frozen=True)
-class Chain:
+class Chain(Struct, frozen=True):
     """The URLs of the links; a link that is empty or None is not checked."""
 
     vllm: tuple[str, ...] = ()
@@ -116,8 +114,7 @@ class Chain:
     stream: str = "vllm_metrics"
 
 
-@dataclass(frozen=True)
-class ChainEvidence:
+class ChainEvidence(Struct, frozen=True):
     """Everything that was found; None where no request was made."""
 
     now: datetime

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
+
+from msgspec import Struct
 
 from vllm_capacity.alerts import RULES, AlertRule
 from vllm_capacity.live.stack import Management
@@ -26,8 +27,7 @@ _CROCKFORD: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 DASHBOARD_TITLE: Final = "vLLM capacity"
 
 
-@dataclass(frozen=True)
-class Evaluable:
+class Evaluable(Struct, frozen=True):
     """How Parseable evaluates a rule: one aggregate over one metric, under any of its names."""
 
     aggregate: str
@@ -52,8 +52,7 @@ _WHY_NOT: Mapping[str, str] = {
 }
 
 
-@dataclass(frozen=True)
-class DashboardPanel:
+class DashboardPanel(Struct, frozen=True):
     """A tile of the dashboard: its title, chart type and query."""
 
     title: str

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import httpx
+from msgspec import Struct
 
 from vllm_capacity.errors import InputError, SourceError
 from vllm_capacity.figures import scrapes
@@ -48,8 +48,7 @@ _MAX_BYTES = 2 * 1024**3  # per answer: an hour of all samples of a large fleet
 _KEPT = httpx.Limits(max_keepalive_connections=1)
 
 
-@dataclass(frozen=True)
-class PullOrder:
+class PullOrder(Struct, frozen=True):
     """What to pull: the source, the time range, and how.
 
     `origin` is a server's URL, or the path or s3:// URL of a store's root; empty: PARSEABLE_URL.

@@ -19,11 +19,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import httpx
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.errors import InputError, NoTelemetryError, ParseError, SourceError, plain
 from vllm_capacity.live.access import METRICS, METRICS_SETTINGS, client, read_settings
@@ -124,19 +127,17 @@ class _Clock:
         )
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(Struct, frozen=True):
     """How far a run is; `silent` maps targets that never answered to their last error."""
 
     points: int
     good: int
     failed: int
     last_error: str
-    silent: Mapping[str, str] = field(default_factory=dict)
+    silent: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Outcome:
+class _Outcome(Struct, frozen=True):
     """The outcome of an attempt: its error, or what is odd about its answer; else both empty."""
 
     error: str = ""
@@ -237,8 +238,7 @@ Read = Callable[[Path, Spool], RowsInParts]
 """Reads the rows of a file of saved scrapes; the `Spool` is temporary storage for them."""
 
 
-@dataclass(frozen=True)
-class Captured:
+class Captured(Struct, frozen=True):
     """A written window: its path, the number of its series, and the progress of its scrapes."""
 
     path: Path

@@ -12,11 +12,11 @@ import json
 import os
 import stat
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
+from msgspec import Struct
 
 from vllm_capacity.errors import InputError, SourceError
 from vllm_capacity.sources.parseable_queries import quoted
@@ -29,8 +29,7 @@ _READER_ROLE: Final = "vllm_reader"
 _ROLES: Final = ((_INGEST_ROLE, "ingestor"), (_READER_ROLE, "reader"))
 
 
-@dataclass(frozen=True)
-class Names:
+class Names(Struct, frozen=True):
     """The names of the stack's streams and users."""
 
     metrics_stream: str = "vllm_metrics"
@@ -48,8 +47,7 @@ class Names:
         return {self.metrics_stream: "otel-metrics", self.traces_stream: "otel-traces"}
 
 
-@dataclass(frozen=True)
-class Management:
+class Management(Struct, frozen=True):
     """Parseable's management API, with an administrator's `client` (base URL and credentials)."""
 
     client: httpx.Client
@@ -181,8 +179,7 @@ def initialise(
     return done + verify(client, names, secrets)
 
 
-@dataclass(frozen=True)
-class _Role:
+class _Role(Struct, frozen=True):
     """A role, the privilege it grants, and its current rights."""
 
     name: str

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from vllm_capacity.errors import InputError, plain
 from vllm_capacity.live.access import metrics_url
@@ -27,8 +28,7 @@ _FILE = (
 )
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(Struct, frozen=True):
     """An endpoint, its instance name (host and port), and its labels."""
 
     url: str

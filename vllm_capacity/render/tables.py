@@ -16,13 +16,14 @@ import html
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime
 from io import BytesIO, StringIO
 from itertools import pairwise
 from typing import Any
 
 import polars as pl
+from msgspec import Struct
+from msgspec.structs import replace
 from rich.cells import cell_len, chop_cells
 from rich.console import Console
 from rich.table import Table as Grid
@@ -37,8 +38,7 @@ from vllm_capacity.render.report import ELEMENT_MIME, is_for_page
 Bundle = dict[str, Any]
 
 
-@dataclass(frozen=True, repr=False)
-class Element:
+class Element(Struct, frozen=True):
     """One element of a page: its kind (a template macro) and its content, plain JSON."""
 
     kind: str
@@ -62,8 +62,7 @@ class Element:
         return {**shown, "text/html": self.html, "text/plain": self.text}
 
 
-@dataclass(frozen=True, repr=False)
-class Text:
+class Text(Struct, frozen=True):
     """Whole sentences, a paragraph each. Text from telemetry in them is escaped."""
 
     sentences: tuple[str, ...]
@@ -113,8 +112,7 @@ _FORMULA = re.compile(r"^[=+\-@\t\r]")
 _CSV_TIME = "%Y-%m-%dT%H:%M:%S%.fZ"
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(Struct, frozen=True):
     """A column: its title, its name in data, and the format of its values.
 
     Without a `name` it is only for readers: it describes another column in words. `is_note`:
@@ -138,8 +136,7 @@ class Column:
         return Cell(value if isinstance(value, str) else self.write(value), value)
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(Struct, frozen=True):
     """A shown text and the value behind it; `order` is the sort key if there is no value."""
 
     text: str
@@ -157,8 +154,7 @@ class Cell:
         return self.order if self.text == DASH or self.order is not None else self.text
 
 
-@dataclass(frozen=True, repr=False)
-class Table:
+class Table(Struct, frozen=True):
     """Rows of cells under columns. `empty` is the sentence to show if there are no rows.
 
     If it `is_sortable`, readers of a page can sort it by clicking a header.
@@ -287,8 +283,7 @@ def table_of(frame: pl.DataFrame, columns: Sequence[Column], *, caption: str = "
     return table(columns, frame.select([each.name for each in columns]).rows(), caption=caption)
 
 
-@dataclass(frozen=True)
-class Figure:
+class Figure(Struct, frozen=True):
     """A row of a table of figures: an estimate under its name, followed by its `unit`."""
 
     label: str
@@ -391,8 +386,7 @@ def markdown(text: str) -> str:
     return _MARKDOWN.sub(r"\\\g<0>", plain(text))
 
 
-@dataclass(frozen=True)
-class _Layout:
+class _Layout(Struct, frozen=True):
     """A table as lines of text: column widths, and the place of notes."""
 
     columns: tuple[Column, ...]

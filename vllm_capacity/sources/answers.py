@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 import polars as pl
+from msgspec import Struct
 
 from vllm_capacity.sources.parquet import SKEW
 from vllm_capacity.timerange import TimeRange
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(Struct, frozen=True):
     """The progress of a pull: answers received, answers needed, and bytes transferred."""
 
     done: int
@@ -23,8 +22,7 @@ class Step:
     wire_bytes: int
 
 
-@dataclass(frozen=True)
-class AnswerCache:
+class AnswerCache(Struct, frozen=True):
     """Answers cached on disk by the hash of their query; without a folder, none are cached.
 
     Only answers that can no longer grow are cached: all data had arrived by `now`, the start of

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta, timezone
 from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
+from msgspec import Struct
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.timerange import parse_instant
@@ -27,8 +27,7 @@ _MAX = 1e12
 _EPOCH_UNITS = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
 
 
-@dataclass(frozen=True)
-class Clock:
+class Clock(Struct, frozen=True):
     """How a file writes times: as numbers (`units_per_second`), or as ISO text like the latest."""
 
     units_per_second: float | None
@@ -52,8 +51,7 @@ class Clock:
         return local.isoformat(sep=self.separator) + self.tail
 
 
-@dataclass(frozen=True)
-class DemandSeries:
+class DemandSeries(Struct, frozen=True):
     """One column of a demand CSV.
 
     `frame`: ts_seconds (ascending, unique) and `value` (null: not recorded). ISO times count from

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import msgspec
+from msgspec import Struct
 from prometheus_client import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -38,8 +40,7 @@ _READ_BYTES: Final = 1024 * 1024
 _LONGEST_LINE_BYTES: Final = 512 * 1024 * 1024  # a saved scrape of over a million series
 
 
-@dataclass(frozen=True)
-class Scrape:
+class Scrape(Struct, frozen=True):
     """One attempt to scrape a target's `/metrics`.
 
     `labels` are the target's, as given to the scraper. After a failure, `text` is empty and
@@ -56,7 +57,7 @@ class Scrape:
     run_unix_seconds: float | None = None
     at_seconds: float | None = None
     error: str = ""
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = msgspec.field(default_factory=dict)
 
     @property
     def ts_us(self) -> int:

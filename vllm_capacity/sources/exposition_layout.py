@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 from prometheus_client import Metric as Family
 
@@ -24,8 +24,7 @@ Floats = NDArray[np.float64]
 Labels = tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True)
-class Scalar:
+class Scalar(Struct, frozen=True):
     """A sample of a counter, gauge or info: the positions of its value and its creation time."""
 
     wire: Wire
@@ -34,8 +33,7 @@ class Scalar:
     created_at: int | None
 
 
-@dataclass(frozen=True)
-class Histogram:
+class Histogram(Struct, frozen=True):
     """One histogram: the positions of its cumulative buckets (`bounds`, then +Inf) and its sum.
 
     `bounds` is None if the buckets cannot form a histogram, whatever their values. `twins` are
@@ -63,8 +61,7 @@ class Histogram:
         return [raised[0], *(b - a for a, b in pairwise(raised))]
 
 
-@dataclass(frozen=True)
-class Lines:
+class Lines(Struct, frozen=True):
     """A text without its values: sample lines up to the last space (`heads`), and other lines."""
 
     length: int
@@ -89,8 +86,7 @@ class Lines:
             return None
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(Struct, frozen=True):
     """The series of one exposition, by position; `lines` is None if only a parser can read it."""
 
     scalars: tuple[Scalar, ...]

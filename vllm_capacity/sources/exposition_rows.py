@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from vllm_capacity.sources.exposition_layout import Floats, Histogram, Layout, Scalar
@@ -74,8 +75,7 @@ class TargetRows:
             self.created_us = ts_us
 
 
-@dataclass(frozen=True)
-class _Scalars:
+class _Scalars(Struct, frozen=True):
     """The scalars of a layout in columns; `starts` are the indexes of process start times."""
 
     buffer: RowBuffer

@@ -7,8 +7,9 @@ counter increases, across restarts too, and estimate quantiles from bucket incre
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.facts.tables import suggest
@@ -21,8 +22,7 @@ _NO_PRICE: Final = "cast(null as double)"
 _PRICE: Final = f"select {_NO_PRICE} as usd_per_gpu_hour, 1 as gpus_per_engine"
 
 
-@dataclass(frozen=True)
-class GuideQuery:
+class GuideQuery(Struct, frozen=True):
     """One query: its name, and the title and chart type of its panel; without a chart, no panel.
 
     `histogram`: use the file `latency.sql` with this latency histogram instead.

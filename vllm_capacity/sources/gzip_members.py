@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
+
+from msgspec import Struct
 
 _MAGIC: Final = b"\x1f\x8b\x08"  # including the only compression method, deflate
 _GZIP: Final = 31  # zlib's number for a gzip header and trailer
@@ -20,8 +21,7 @@ _MAX_AT_ONCE: Final = 1024 * 1024
 _KEPT_BYTES: Final = 4 * 1024 * 1024  # per member: some scrapes of a large server
 
 
-@dataclass(frozen=True)
-class Damage:
+class Damage(Struct, frozen=True):
     """A part of a file that cannot be read, described in words."""
 
     file: str
@@ -59,8 +59,7 @@ def pieces(path: Path) -> Iterator[bytes | Damage]:
             )
 
 
-@dataclass(frozen=True)
-class _Sound:
+class _Sound(Struct, frozen=True):
     """An undamaged member: where it ends, and its content unless that is over 4 MiB."""
 
     end: int

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+from msgspec import Struct
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.sources.records import Row, found, given_columns, instant, raw_rows, sources
@@ -36,8 +36,7 @@ _MAX_USD = 1e12
 _EXAMPLES = 5
 
 
-@dataclass(frozen=True)
-class Invoice:
+class Invoice(Struct, frozen=True):
     """The charges (`INVOICE_SCHEMA`), the number of unreadable rows, and the first reasons."""
 
     name: str

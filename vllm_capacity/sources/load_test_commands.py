@@ -8,7 +8,8 @@ weight. Every command saves a result that `fit` reads.
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from vllm_capacity.errors import InputError
 
@@ -17,8 +18,7 @@ TOOLS = ("vllm", "guidellm", "aiperf")
 _REQUESTS_PER_CLIENT, _MIN_REQUESTS = 10, 50
 
 
-@dataclass(frozen=True)
-class Workload:
+class Workload(Struct, frozen=True):
     """The server and the requests of a load test; `model` is the server's name for it."""
 
     model: str = "MODEL"

@@ -14,13 +14,14 @@ flags.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Any
 
 import duckdb
 import polars as pl
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.errors import NoTelemetryError
 from vllm_capacity.facts.metrics import Kind, Match, canonical_name, keeps, match
@@ -44,8 +45,7 @@ _TARGET_LABELS = frozenset({"job", "instance", "le", "quantile", "__name__"})
 _PLACES = ("k8s.", "cloud.", "deployment.", "service.namespace")
 
 
-@dataclass(frozen=True)
-class Wire:
+class Wire(Struct, frozen=True):
     """One family under its name on the wire, with its catalogue entry, if any.
 
     `kind` is counter, gauge or histogram, as declared on the wire or else from the catalogue or
@@ -114,8 +114,7 @@ def of_job(key: SeriesKey, job: str, jobs: Collection[str]) -> SeriesKey:
     return replace(key, labels=(*key.labels, ("job", job)))
 
 
-@dataclass(frozen=True)
-class Child:
+class Child(Struct, frozen=True):
     """One series as it is on the wire: its identity, its job, and when it started.
 
     `first` is the time of its first point. `started` is the OTLP start time, naive UTC; None if

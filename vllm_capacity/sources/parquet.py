@@ -16,13 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
 import duckdb
 import polars as pl
+from msgspec import Struct
 
 from vllm_capacity.errors import InputError, NoTelemetryError, SourceError
 from vllm_capacity.sources.otlp import EPOCH, rows_from_points
@@ -39,8 +39,7 @@ SKEW = timedelta(minutes=5)
 _INTERNAL = frozenset({"pstats", "pmeta"})
 
 
-@dataclass(frozen=True)
-class Store:
+class Store(Struct, frozen=True):
     """The root of a Parseable store: a local folder, or a bucket and prefix."""
 
     root: str

@@ -14,11 +14,13 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import httpx
+import msgspec
+from msgspec import Struct
 
 from vllm_capacity.errors import InputError, SourceError
 from vllm_capacity.sources import parseable_shapes as shapes
@@ -50,13 +52,12 @@ class Traffic:
     wire_bytes: int = 0
 
 
-@dataclass(frozen=True)
-class Parseable:
+class Parseable(Struct, frozen=True):
     """A Parseable server; `pause` waits between attempts (tests replace it)."""
 
     client: httpx.Client
     pause: Callable[[float], None] = time.sleep
-    traffic: Traffic = field(default_factory=Traffic)
+    traffic: Traffic = msgspec.field(default_factory=Traffic)
 
     @property
     def address(self) -> str:

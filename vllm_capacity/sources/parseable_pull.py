@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import polars as pl
+from msgspec import Struct
 
 from vllm_capacity.errors import NoTelemetryError
 from vllm_capacity.facts.metrics import Kind, keeps, match
@@ -36,16 +37,14 @@ HISTOGRAMS: dict[str, Any] = {"ms": pl.Int64, "s": pl.Float64, "b": pl.List(pl.I
 ATTEMPTS: dict[str, Any] = {"m": pl.Int64, "at": pl.List(pl.Int64), "v": pl.List(pl.Float64)}
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(Struct, frozen=True):
     """One answer: its group and its rows, with the columns of the query."""
 
     group: Group
     frame: pl.DataFrame
 
 
-@dataclass(frozen=True)
-class Pulled:
+class Pulled(Struct, frozen=True):
     """The results of a pull: downsampled and whole answers, states before the start, findings.
 
     `start` is that of the range; `bounds` holds, by name, the bounds of families whose series all
@@ -61,8 +60,7 @@ class Pulled:
     bounds: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class PullRequest:
+class PullRequest(Struct, frozen=True):
     """What to pull: a stream's range, whether downsampled, and how late points may arrive."""
 
     stream: str

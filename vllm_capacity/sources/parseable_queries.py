@@ -23,7 +23,8 @@ not match its column went to a second column named after the type (`data_point_b
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from vllm_capacity.errors import NoTelemetryError, SourceError
 from vllm_capacity.sources.otlp import is_label
@@ -62,8 +63,7 @@ _KINDS = (
 )
 
 
-@dataclass(frozen=True)
-class StreamColumns:
+class StreamColumns(Struct, frozen=True):
     """How to read a stream: SQL expressions for the columns of `points` and for each label."""
 
     fixed: Mapping[str, str]
@@ -210,8 +210,7 @@ LATE_SECONDS = 60
 AHEAD_SECONDS = 5
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(Struct, frozen=True):
     """Families queried together: they have the same shape, and `labels` has the labels of all.
 
     `has_bounds`: bounds differ between the series of a family and must be sent; `edges` is the
@@ -230,8 +229,7 @@ class Group:
         return (*_IDENTITY, *self.labels, *(("bounds",) if self.has_bounds else ()))
 
 
-@dataclass(frozen=True)
-class Stream:
+class Stream(Struct, frozen=True):
     """A stream, how to read its columns, and the time range to query."""
 
     name: str

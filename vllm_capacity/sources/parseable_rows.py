@@ -6,11 +6,11 @@ It also identifies the series of the answers, and collects findings for the qual
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
 import polars as pl
+from msgspec import Struct
 
 from vllm_capacity.sources.otlp import Child, Wire, as_schema, of_job, series_of, serving
 from vllm_capacity.sources.parseable_pull import (
@@ -50,8 +50,7 @@ def instant(column: str) -> pl.Expr:
     return pl.from_epoch(pl.col(column) * 1000, time_unit="us")
 
 
-@dataclass(frozen=True)
-class Reader:
+class Reader(Struct, frozen=True, dict=True):
     """Identifies the series in a pull's answers, and collects them by id."""
 
     pulled: Pulled
@@ -273,8 +272,7 @@ _STATE = {"sum": ("first_sum", "sum"), "counts": ("first_counts", "counts")}
 _COUNTED = ("first", "last", "min", "max", "first_sum", "sum")
 
 
-@dataclass(frozen=True)
-class DownsampledRows:
+class DownsampledRows(Struct, frozen=True):
     """A downsampled pull: the minutes, and their first and last states as rows.
 
     `minutes` and `minute_histograms` have the columns of the rollup. `rows` has every scrape

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import chain
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -18,6 +17,7 @@ import httpx
 import msgspec
 import numpy as np
 import polars as pl
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from vllm_capacity.errors import SourceError
@@ -88,8 +88,7 @@ class _Matrix(msgspec.Struct, Generic[_Data], rename="camel"):
     result: list[_Data]
 
 
-@dataclass(frozen=True)
-class Samples:
+class Samples(Struct, frozen=True):
     """Raw samples of some series, concatenated, and the server's warnings of incomplete answers.
 
     `lengths` has the number of samples of each series.
@@ -182,8 +181,7 @@ def _number(text: str) -> float:
         raise SourceError(f"Prometheus returned a value that is not a number: {error}.") from None
 
 
-@dataclass(frozen=True)
-class Prometheus:
+class Prometheus(Struct, frozen=True):
     """A Prometheus server; `only` selects the series to query (None: all).
 
     `pause` waits between attempts (tests replace it).

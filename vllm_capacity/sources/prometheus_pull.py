@@ -24,6 +24,7 @@ from functools import partial
 
 import msgspec
 import polars as pl
+from msgspec import Struct
 
 from vllm_capacity.sources.answers import AnswerCache, Step
 from vllm_capacity.sources.otlp import Wire
@@ -91,8 +92,7 @@ def prometheus_in_parts(
     return cut_in_parts(reader.rows(spool), time_range)
 
 
-@dataclass(frozen=True)
-class _Names:
+class _Names(Struct, frozen=True):
     """Metric names by query: the lists for every sample, and `states` for one state per minute.
 
     The fewer targets there are, the more names a query has. `falling` has the names whose decrease

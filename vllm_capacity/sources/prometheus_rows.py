@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 import polars as pl
+from msgspec import Struct
 
 from vllm_capacity.errors import SourceError, plain
 from vllm_capacity.facts.metrics import keeps
@@ -44,8 +45,7 @@ _STATES: dict[str, Any] = {
 _Labels = tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True)
-class Families:
+class Families(Struct, frozen=True):
     """The families to query: names of scalars and histograms, and their declared kinds."""
 
     scalars: tuple[str, ...]
@@ -214,8 +214,7 @@ class SeriesReader:
         return pl.DataFrame(rows, schema=schema, orient="row")
 
 
-@dataclass(frozen=True)
-class _Histograms:
+class _Histograms(Struct, frozen=True):
     """The buckets and sums of histograms, grouped by family and label set."""
 
     groups: list[tuple[Wire, _Labels]]

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from msgspec import Struct
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.record import Record
@@ -106,8 +107,7 @@ class Keys:
         return hmac.new(self.secret.encode(), key.encode(), hashlib.sha256).hexdigest()
 
 
-@dataclass(frozen=True, repr=False)
-class LogFile(Record):
+class LogFile(Record, frozen=True):
     """The contents of one log: the number of rows read, and of rows left out, by kind.
 
     `malformed` rows could not be read; `examples` has the first reasons. `without_tokens` rows are
@@ -122,8 +122,7 @@ class LogFile(Record):
     from_gateway_cache: int
 
 
-@dataclass(frozen=True)
-class UsageLog:
+class UsageLog(Struct, frozen=True):
     """The rows of one or more logs (`USAGE_SCHEMA`), and what was left out of each."""
 
     frame: pl.DataFrame

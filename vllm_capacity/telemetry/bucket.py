@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from vllm_capacity.errors import CapacityError, InputError, SourceError
 
@@ -23,8 +24,7 @@ def is_s3(place: object) -> bool:
     return isinstance(place, str) and place.startswith(SCHEME)
 
 
-@dataclass(frozen=True)
-class Bucket:
+class Bucket(Struct, frozen=True, dict=True):
     """A folder in S3.
 
     Failures raise SourceError, missing credentials or profiles InputError, missing files

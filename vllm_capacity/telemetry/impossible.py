@@ -9,10 +9,10 @@ reports it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 
 import polars as pl
+from msgspec.structs import replace
 
 from vllm_capacity.telemetry.parts import RowsInParts, Tables
 from vllm_capacity.telemetry.rows import Rows

@@ -8,12 +8,12 @@ removed when nobody reads them any more.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+from msgspec.structs import replace
 
 from vllm_capacity.errors import WindowError
 from vllm_capacity.holding import alone, workplace

@@ -19,11 +19,12 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
+from msgspec import Struct
+from msgspec.structs import asdict, replace
 
 from vllm_capacity.errors import WindowError
 from vllm_capacity.telemetry.memory import database
@@ -52,8 +53,7 @@ _GRAINS = ("scrape", "minute")
 _NAME = re.compile(r"((samples|histograms)/)?[A-Za-z0-9_][A-Za-z0-9._-]*\.parquet")
 
 
-@dataclass(frozen=True)
-class File:
+class File(Struct, frozen=True):
     """One Parquet file of a window: its table, its path in the window, its size, rows and hash.
 
     `sha256` is None in a window of format 1.
@@ -71,8 +71,7 @@ class File:
         return self.name.partition(".")[0]
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(Struct, frozen=True):
     """A window's folder, its provenance (`window.json` without the list), and its files."""
 
     path: Path

@@ -18,8 +18,9 @@ import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from vllm_capacity.errors import InputError, SourceError, WindowError
 from vllm_capacity.holding import alone, private_folder

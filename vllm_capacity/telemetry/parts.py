@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 
 import polars as pl
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.telemetry.rows import Rows
 from vllm_capacity.telemetry.stamps import Correction
@@ -17,8 +19,7 @@ Tables = tuple[pl.DataFrame, pl.DataFrame]
 """Samples and histograms."""
 
 
-@dataclass(frozen=True)
-class RowsInParts:
+class RowsInParts(Struct, frozen=True):
     """Like `Rows`, but with samples and histograms in parts, in order of arrival.
 
     Each call of a part reads it again.

@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import polars as pl
+from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from vllm_capacity.telemetry.parts import RowsInParts, Tables
@@ -299,8 +301,7 @@ def _by_place(rows: pl.DataFrame) -> dict[_Place, dict[int, float]]:
     return found
 
 
-@dataclass(frozen=True)
-class _History:
+class _History(Struct, frozen=True):
     """The values of one series, with the ordinal of its process for each scrape, in order.
 
     `labels` and `bounds` distinguish it from others of its metric; `is_born` is whether it began in

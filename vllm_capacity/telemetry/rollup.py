@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from vllm_capacity.telemetry.manifest import (
@@ -145,8 +145,7 @@ def _minute_histograms(histograms: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame({**states.keys, **first, **last, **states.times})
 
 
-@dataclass(frozen=True)
-class _States:
+class _States(Struct, frozen=True):
     """The positions of the first and last row of each (series, minute, run) in sorted rows.
 
     With columns: `keys` (series_id, minute, run) and `times` (t0, t1, n).

@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from msgspec import Struct
 from numpy.typing import NDArray
 
 UTC_MICROSECONDS = pl.Datetime("us", "UTC")
@@ -75,8 +76,7 @@ INGEST_NOTES_SCHEMA: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class Rows:
+class Rows(Struct, frozen=True):
     """The result of a source: four frames in the schemas above.
 
     `begin` is the requested start: earlier samples were carried in as the baseline of the first
@@ -90,8 +90,7 @@ class Rows:
     begin: datetime | None = None
 
 
-@dataclass(frozen=True)
-class SeriesKey:
+class SeriesKey(Struct, frozen=True):
     """The identity of a series; `labels` are those other than model_name and engine, sorted."""
 
     metric: str

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
 from typing import Any
 
 import numpy as np
 import polars as pl
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from vllm_capacity.telemetry.processes import SAME_START
@@ -89,8 +89,7 @@ def _best(scrapes: Scrapes, found: list[int], start: int, end: int) -> int | Non
     return 2
 
 
-@dataclass(frozen=True)
-class Scrapes:
+class Scrapes(Struct, frozen=True):
     """The scrapes of one target, sorted by stamp, with the counters that show their order.
 
     Per scrape: `total` is the sum of the counters that every scrape has, `start` its process start.

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
 import polars as pl
+from msgspec.structs import replace
 
 from vllm_capacity.telemetry.clocks import correction_in_parts
 from vllm_capacity.telemetry.impossible import without_impossible_in_parts

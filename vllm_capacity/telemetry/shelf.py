@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
+from msgspec import Struct
 
 from vllm_capacity.holding import Pin, alone, private_folder
 from vllm_capacity.telemetry.bucket import Bucket
@@ -27,8 +28,7 @@ _PARTIAL = ".partial"
 _HASH_DIGITS = 24
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """Frames by name, in memory or in a Parquet folder; the next hour depends on `base`."""
 
     frames: Mapping[str, pl.DataFrame] | Path

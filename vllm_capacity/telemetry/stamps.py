@@ -6,11 +6,12 @@ its stamp.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import polars as pl
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.telemetry.rows import UTC_MICROSECONDS, Rows
 from vllm_capacity.timerange import iso
@@ -35,8 +36,7 @@ _CHECK = "clock"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-@dataclass(frozen=True)
-class Correction:
+class Correction(Struct, frozen=True):
     """Changes to the stamps of scrapes, and the notes about them.
 
     `changed` has instance, arrival, ts (as stamped) and moved_us, which is null if the scrape is
@@ -75,8 +75,7 @@ class Correction:
         return kept.with_columns(ts=moved).select(frame.columns)
 
 
-@dataclass(frozen=True)
-class Frames:
+class Frames(Struct, frozen=True):
     """Samples and histograms with their order of arrival, and their series."""
 
     series: pl.DataFrame

@@ -22,10 +22,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
+from msgspec import Struct
 
 from vllm_capacity.errors import NoTelemetryError, WindowError
 from vllm_capacity.holding import workplace
@@ -36,8 +36,7 @@ from vllm_capacity.telemetry.settling import settle_stretches
 from vllm_capacity.timerange import iso
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(Struct, frozen=True):
     """The place of a window to be written: its path, and a hidden working folder beside it.
 
     `answers` has a source's responses so far; it survives a failed run.

@@ -17,6 +17,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
+from msgspec import Struct
 from polars import selectors
 
 from vllm_capacity.errors import InputError, WindowError
@@ -351,8 +352,7 @@ def _find(name_or_path: str) -> Path:
     )
 
 
-@dataclass(frozen=True)
-class KnownWindow:
+class KnownWindow(Struct, frozen=True):
     """A window that was found, with a summary; `problem` is why it cannot be read, else None.
 
     Times are those of its first and last scrape (None if it cannot be read); `source` is empty if

@@ -31,12 +31,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+from msgspec import Struct
 
 from vllm_capacity.estimate import CONFIDENCE as ESTIMATED
 from vllm_capacity.estimate import Estimate, Kind
@@ -60,8 +60,7 @@ _EDGE_SHARE = 0.02  # share of a side's loads ignored at either end
 Floats = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True, repr=False)
-class Change(Record):
+class Change(Record, frozen=True):
     """How much a figure changed: `ratio` is B ÷ A, with its 99 % interval, or why it is unknown.
 
     `is_more_than_noise` is None if unknown.
@@ -174,8 +173,7 @@ def ratio_of(before: Estimate, after: Estimate) -> Change:
     return _known(found[1].mid - found[0].mid, half, "both sides' intervals")
 
 
-@dataclass(frozen=True)
-class _Log:
+class _Log(Struct, frozen=True):
     """The logarithm of an estimate."""
 
     low: float
@@ -375,8 +373,7 @@ def _memories(longest: float) -> Floats:
     return found
 
 
-@dataclass(frozen=True)
-class _ByShares:
+class _ByShares(Struct, frozen=True):
     """The likelihood terms of a side for each share of drift in `_SHARES`: one number per share.
 
     `log_factors`, the logarithm of the restricted likelihood without its squares term; `squares`,

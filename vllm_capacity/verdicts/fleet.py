@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.figures.latency import Quantile
@@ -13,8 +14,7 @@ from vllm_capacity.verdicts.saturation.fit import SaturationFit
 from vllm_capacity.verdicts.saturation.regimes import BY_SEVERITY, LIMITS, UNKNOWN
 
 
-@dataclass(frozen=True)
-class EngineRow:
+class EngineRow(Struct, frozen=True):
     """One engine of a fleet.
 
     `token_share_ratio` is its share of all output tokens, 0..1; None if any engine's tokens were
@@ -36,8 +36,7 @@ class EngineRow:
         return self.limit in LIMITS
 
 
-@dataclass(frozen=True)
-class ModelRow:
+class ModelRow(Struct, frozen=True):
     """One model of a fleet, over its engines.
 
     `engines` are those that counted any of its traffic, worst first. An engine that serves several

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from dataclasses import dataclass, replace
 from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.errors import InputError
 
@@ -41,8 +43,7 @@ def erlang_c(servers: int, offered_load: float) -> float:
     return blocked / (1.0 - (offered_load / servers) * (1.0 - blocked))
 
 
-@dataclass(frozen=True)
-class Queue:
+class Queue(Struct, frozen=True):
     """A queue in steady state, first come first served.
 
     `service_cv2` and `arrival_cv2` are squared coefficients of variation (variance ÷ squared mean):

@@ -25,11 +25,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 
 import numpy as np
 import polars as pl
+from msgspec import Struct, field
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from vllm_capacity.assumptions import Slo
@@ -64,8 +65,7 @@ _ITL_SECONDS = tuple(np.geomspace(1e-4, 1e3, 700).tolist())
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Served:
+class Served(Struct, frozen=True):
     """A window's data on the replicas of one model, which are treated as identical.
 
     `steps` as in `STEP_SCHEMA`; `capacity` is the output tokens/s of one replica, ignoring latency
@@ -124,8 +124,7 @@ def served(
     )
 
 
-@dataclass(frozen=True, repr=False)
-class Replay(Record):
+class Replay(Record, frozen=True):
     """The result of replaying the busiest arrivals on `replicas`, at one end of the capacity.
 
     `output_tokens_per_second` is that end, for one replica. Latencies are the p95 over requests
@@ -144,8 +143,7 @@ class Replay(Record):
     is_kept: bool
 
 
-@dataclass(frozen=True)
-class _Arrivals:
+class _Arrivals(Struct, frozen=True):
     """Arrivals at all replicas in each step, in time order."""
 
     starts: Floats  # seconds since the epoch
@@ -183,7 +181,7 @@ def replays(
     lower bound, because that proves nothing.
     """
     arrivals = _arrivals(served.steps)
-    is_replayable = served.slo.targets.keys() <= {one.name for one in fields(Replay)}
+    is_replayable = served.slo.targets.keys() <= set(Replay.__struct_fields__)
     if not served.capacity.low or busiest is None or arrivals is None or not is_replayable:
         return ()
     ends = [served.capacity.low]
@@ -226,8 +224,7 @@ def enough(tried: Sequence[Replay]) -> int | None:
     return last.replicas if last.is_kept else last.replicas + 1
 
 
-@dataclass(frozen=True)
-class _Model:
+class _Model(Struct, frozen=True):
     """A replica as the simulator's config, its output at the limit, and its request lengths."""
 
     output_tokens_per_second: float

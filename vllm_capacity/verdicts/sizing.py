@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import ClassVar
 
 import polars as pl
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate, Figures, total
@@ -36,8 +37,7 @@ _SHORT_SECONDS = 7200.0
 _NEARLY = 0.05  # of a replica: an engine's presence may differ from the window by a scrape
 
 
-@dataclass(frozen=True, repr=False)
-class Policy(Record):
+class Policy(Record, frozen=True):
     """The safety margins of a sizing: headroom 0..1, spare replicas, start-up time and growth.
 
     `growth_per_hour` is the fastest growth of demand per hour, as a share of demand.
@@ -65,8 +65,7 @@ class Policy(Record):
         return 1 + self.growth_per_hour * self.startup_seconds / 3600
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(Struct, frozen=True):
     """A case to size for: factors on demand and capacity, and the basis of the latter."""
 
     demand: float = 1.0
@@ -144,8 +143,7 @@ def replicas(demand: Estimate, capacity: Estimate, policy: Policy) -> Estimate:
     return ratio.map(lambda needed: _whole(needed) + policy.spare_replicas)
 
 
-@dataclass(frozen=True)
-class BusyTime:
+class BusyTime(Struct, frozen=True):
     """The highest demand on all engines, output tokens/s: from the busiest hour to a shorter peak.
 
     `peak_start` is the start of the shorter peak, which sets the high end, `peak_seconds` its
@@ -157,8 +155,7 @@ class BusyTime:
     peak_seconds: float | None = None
 
 
-@dataclass(frozen=True)
-class Pool:
+class Pool(Struct, frozen=True):
     """The replicas of one model: their number, their highest demand, the capacity per replica.
 
     Capacity in output tokens/s, `usd_per_hour` per replica. `served` is the input of a replay; None
@@ -172,8 +169,7 @@ class Pool:
     served: Served | None = None
 
 
-@dataclass(frozen=True, repr=False)
-class ModelSurplus(Figures):
+class ModelSurplus(Figures, frozen=True):
     """How many replicas of one model could be removed, and when the rest were needed.
 
     The busiest `busiest_seconds` began at `busiest_start`; None if nothing was observed. `replays`
@@ -192,8 +188,7 @@ class ModelSurplus(Figures):
     replays: tuple[Replay, ...] = ()
 
 
-@dataclass(frozen=True, repr=False)
-class Surplus(Figures):
+class Surplus(Figures, frozen=True):
     """How many of the replicas could be removed, and what that saves: bounds, or an interval.
 
     `replicas` is their average number, `needed_replicas` what the busiest time required under
@@ -440,8 +435,7 @@ def _tighter(time: float, kv: float | None) -> Change:
     return Change(capacity=time, basis="engine time per request, before ÷ after")
 
 
-@dataclass(frozen=True, repr=False)
-class QueueCheck(Record):
+class QueueCheck(Record, frozen=True):
     """The result of an M/G/c queue for a number of replicas at a demand.
 
     `wait_seconds` is the wait at the given quantile, None if the queue is unstable;
@@ -498,8 +492,7 @@ def _whole(needed: float) -> int:
     return math.ceil(needed * (1 - 1e-12))
 
 
-@dataclass(frozen=True)
-class Runway:
+class Runway(Struct, frozen=True):
     """The load that a number of replicas can carry.
 
     `carried` is in the unit of the capacity, `times_demand` a multiple of today's demand, `months`

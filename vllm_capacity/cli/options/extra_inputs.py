@@ -15,6 +15,9 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+from msgspec import Struct
+
 from vllm_capacity.cli.options.settings import InvoiceSettings, UsageSettings
 from vllm_capacity.errors import InputError
 from vllm_capacity.timerange import TimeRange
@@ -25,15 +28,14 @@ if TYPE_CHECKING:
 _DAY = "{day}"
 
 
-@dataclass(frozen=True)
-class Inputs:
+class Inputs(Struct, frozen=True):
     """The inputs of one page: the notebook's parameters, what is missing, a digest of the rest.
 
     `missing` has a line for each log or invoice that does not exist or cannot be read. `digest` is
     empty if there is nothing for that time.
     """
 
-    parameters: dict[str, object] = field(default_factory=dict)
+    parameters: dict[str, object] = msgspec.field(default_factory=dict)
     missing: tuple[str, ...] = ()
     digest: str = ""
 

@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 
 import click
 import msgspec
+from msgspec import Struct
 
 from vllm_capacity.cli.options import bounded
 from vllm_capacity.cli.options.settings import PRICES, SECTIONS, is_number
@@ -34,8 +35,7 @@ VERBS = ("alerts", "cost", "figures", "plan", "pull", "report", "tenants")
 """The commands that read the settings file."""
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(Struct, frozen=True):
     """A problem in a settings file, and its line (0: none)."""
 
     line: int

@@ -7,13 +7,13 @@ that the page can write them as text: Vega does not wrap lines.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from textwrap import wrap
 from typing import Any, Literal
 
 import altair as alt
 import polars as pl
+from msgspec import Struct
 
 from vllm_capacity.render.charts import theme
 from vllm_capacity.render.charts.theme import VegaSpec
@@ -30,8 +30,7 @@ _LINE_LETTERS = 52  # letters that fit on a line on a phone
 _CAPTION_LETTERS = 105  # and in a notebook
 
 
-@dataclass(frozen=True)
-class Panel:
+class Panel(Struct, frozen=True):
     """A chart's place in the report: its title, and the figure whose definition it links to.
 
     If there is room, a `half` panel shares its row with another.
@@ -75,8 +74,7 @@ class Panel:
         return {"width": NOTEBOOK_WIDTH, "height": height, "title": title, "usermeta": usermeta}
 
 
-@dataclass(frozen=True)
-class DataColumn:
+class DataColumn(Struct, frozen=True):
     """A column of the table under a chart: frame column, title with unit, and writer of its values.
 
     A column with a D3 `format` (empty for text) is also a line of the chart's tooltips.
@@ -88,8 +86,7 @@ class DataColumn:
     format: str | None = None
 
 
-@dataclass(frozen=True)
-class Tip:
+class Tip(Struct, frozen=True):
     """A line of a tooltip: frame column, D3 format (empty for text) and label."""
 
     column: str
@@ -108,8 +105,7 @@ def tips_of(columns: Iterable[DataColumn]) -> list[Tip]:
     return [Tip(one.name, one.format, one.title) for one in columns if one.format is not None]
 
 
-@dataclass(frozen=True)
-class Label:
+class Label(Struct, frozen=True):
     """The position of a text relative to its point."""
 
     align: Literal["left", "right"] = "left"
@@ -232,8 +228,7 @@ def clock(value: datetime) -> str:
     return f"{value:%-d %b %H:%M:%S}"
 
 
-@dataclass(frozen=True)
-class Bars:
+class Bars(Struct, frozen=True):
     """How ranked bars are drawn: titles of both axes, axis labels, color and tips."""
 
     amount: str

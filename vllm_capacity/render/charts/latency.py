@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import altair as alt
+from msgspec import Struct
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.figures.latency import Quantiles
@@ -26,8 +25,7 @@ from vllm_capacity.render.prose import captions
 _MILLISECONDS = "format(datum.value * 1000, ',')"
 
 
-@dataclass(frozen=True)
-class _Latency:
+class _Latency(Struct, frozen=True):
     """A latency: its name in columns, its title, and its quantiles over the window."""
 
     name: str

@@ -7,11 +7,11 @@ once, or KV-cache usage, which says how much memory they take.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import altair as alt
 import polars as pl
+from msgspec import Struct
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.answer import Answer
@@ -38,8 +38,7 @@ _MIN_WAITING = 0.5
 _SHAPES = ("circle", "triangle-up")
 
 
-@dataclass(frozen=True)
-class LoadAxis:
+class LoadAxis(Struct, frozen=True):
     """A load measure: its column in the steps, and its axis."""
 
     column: DataColumn
@@ -80,8 +79,7 @@ def load_axis(name: str) -> LoadAxis:
     return _LOADS[name]
 
 
-@dataclass(frozen=True, eq=False)
-class LoadState:
+class LoadState(Struct, frozen=True, eq=False):
     """The meaning of a point's color and shape: whether a condition held in its step."""
 
     is_true: pl.Expr
@@ -114,8 +112,7 @@ FULL = LoadState(
 )
 
 
-@dataclass(frozen=True)
-class LoadScatter:
+class LoadScatter(Struct, frozen=True):
     """One engine's steps against one load measure, with that engine's own figures.
 
     `steps` has an extra column `t`, and no steps with a gap or a restart: `left_out` counts those.

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import altair as alt
 import polars as pl
+from msgspec import Struct
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.figures.series import MAX_POINTS, readable_step_seconds
@@ -85,8 +85,7 @@ def regimes(analysis: Analysis) -> Chart:
     )
 
 
-@dataclass(frozen=True)
-class _Picture:
+class _Picture(Struct, frozen=True):
     """The layers of a chart, its height, and an addition to its caption."""
 
     layers: Sequence[alt.Chart]

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import altair as alt
 import polars as pl
+from msgspec import Struct
 
 from vllm_capacity.render.charts import theme
 from vllm_capacity.render.charts.base import (
@@ -38,8 +38,7 @@ _LOCAL = "_local"  # suffix of columns that hold local time
 _IS_UNSEEN = pl.col("is_gap") & pl.col("running_mean").is_null()  # a step without any scrape
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(Struct, frozen=True):
     """One line over time: its column, its name on the chart, its color; `band` adds its bounds."""
 
     column: str
@@ -49,8 +48,7 @@ class Line:
     band: bool = False
 
 
-@dataclass(frozen=True)
-class Limit:
+class Limit(Struct, frozen=True):
     """A labeled level that should not be crossed."""
 
     value: float

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import altair as alt
 import polars as pl
+from msgspec import Struct
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.render.charts import theme
@@ -41,8 +41,7 @@ from vllm_capacity.render.prose import captions
 from vllm_capacity.timerange import TimeRange
 
 
-@dataclass(frozen=True)
-class _Share:
+class _Share(Struct, frozen=True):
     """One part of a stack: its name in the legend, its color."""
 
     name: str

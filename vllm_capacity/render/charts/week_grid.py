@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import altair as alt
 import polars as pl
+from msgspec import Struct
 
 from vllm_capacity.render.charts import theme
 from vllm_capacity.render.charts.base import Tip, rounded
@@ -15,8 +15,7 @@ DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 DAY_PIXELS = 26
 
 
-@dataclass(frozen=True)
-class Cells:
+class Cells(Struct, frozen=True):
     """How cells are drawn: column, legend title, D3 format, color and tips."""
 
     column: str

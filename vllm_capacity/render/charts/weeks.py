@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 import polars as pl
+from msgspec import Struct
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.render.charts import theme
@@ -18,8 +18,7 @@ from vllm_capacity.verdicts.demand.weeks import MIN_HOURS, hours_of_week
 Of = Literal["requests", "utilization", "cost"]
 
 
-@dataclass(frozen=True)
-class _Shown:
+class _Shown(Struct, frozen=True):
     """How cells are drawn: their title, column, unit, number format and color."""
 
     title: str

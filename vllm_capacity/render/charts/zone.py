@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import polars as pl
+from msgspec import Struct
 
 from vllm_capacity.timerange import TimeRange, parse_duration_seconds, time_zone
 
@@ -24,8 +24,7 @@ _TICKS = (
 )
 
 
-@dataclass(frozen=True)
-class Clock:
+class Clock(Struct, frozen=True):
     """A time zone's name and its UTC offsets, span by span.
 
     `offsets`: (until, milliseconds) in order; `until` in milliseconds since the epoch, None last.

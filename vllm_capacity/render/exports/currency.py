@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
 from datetime import date
+
+from msgspec import Struct
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
@@ -13,8 +14,7 @@ from vllm_capacity.estimate import Estimate
 _GIVEN = re.compile(r"([A-Za-z]{3})=([0-9.]+)@(\d{4}-\d{2}-\d{2})")
 
 
-@dataclass(frozen=True)
-class Currency:
+class Currency(Struct, frozen=True):
     """A currency by its ISO 4217 code, and the value of one US dollar in it on a day."""
 
     code: str = "USD"

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import fields, replace
+
+from msgspec.structs import replace
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.errors import InputError
@@ -84,16 +85,16 @@ def _found(analysis: Analysis) -> Iterator[tuple[str, str, str, Estimate]]:
 
 def _flat(record: Record, prefix: str) -> Iterator[tuple[str, Estimate]]:
     """The numbers of a result and its nested results, by dotted name."""
-    for field in fields(record):  # type: ignore[arg-type]
-        name, value = f"{prefix}{field.name}", getattr(record, field.name)
+    for field in record.__struct_fields__:
+        name, value = f"{prefix}{field}", getattr(record, field)
         if isinstance(value, Estimate):
             yield name, value
         elif isinstance(value, Quantile):
             yield name, _quantile(value)
         elif isinstance(value, Record):
             yield from _flat(value, f"{name}.")
-        elif (value is None or isinstance(value, int | float)) and field.name != "schema_version":
-            yield name, _counted(field.name, value)
+        elif (value is None or isinstance(value, int | float)) and field != "schema_version":
+            yield name, _counted(field, value)
 
 
 def _quantile(found: Quantile) -> Estimate:

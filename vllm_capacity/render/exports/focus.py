@@ -15,9 +15,10 @@ counted), the engine has one row of GPU-hours. The rows add up to the bill.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+
+from msgspec import Struct
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.billed import Billed
@@ -41,8 +42,7 @@ _SECOND = timedelta(seconds=1)
 _Row = dict[str, str | float | None]
 
 
-@dataclass(frozen=True)
-class _Charge:
+class _Charge(Struct, frozen=True):
     """The charge of one row: an amount of a meter, and its share of the bill in USD."""
 
     meter: str
@@ -52,8 +52,7 @@ class _Charge:
     usd: Estimate
 
 
-@dataclass(frozen=True)
-class Billing:
+class Billing(Struct, frozen=True):
     """A bill within one month (UTC): its parts by engine, its engines, and its time.
 
     `note` explains on each row how it was made.

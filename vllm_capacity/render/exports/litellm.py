@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
+
+from msgspec import Struct
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.errors import InputError
@@ -35,8 +36,7 @@ def to_litellm(analysis: Analysis, currency: Currency) -> str:
     return litellm_json(parts, currency, of=analysis.window.name)
 
 
-@dataclass(frozen=True)
-class Measured:
+class Measured(Struct, frozen=True):
     """The window in which a price was measured."""
 
     window: str

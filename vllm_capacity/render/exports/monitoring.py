@@ -12,10 +12,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import yaml
+from msgspec import Struct
 
 from vllm_capacity.alerts import AlertRule
 from vllm_capacity.answer import ATTAINMENT_GOAL
@@ -51,8 +51,7 @@ ANY_MODEL = ""
 _WIDTH, _HEIGHT = 12, 8  # size of a panel; Grafana's grid is 24 wide
 
 
-@dataclass(frozen=True)
-class Recorded:
+class Recorded(Struct, frozen=True):
     """A figure: the recorded series' name, its PromQL, and how a panel shows it.
 
     `panel` names the panel that draws it, empty for none; `unit` is Grafana's; `level` is the label

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from msgspec import Struct
 from prometheus_client import CollectorRegistry, Gauge, Metric, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -30,8 +31,7 @@ _TOKENS = {
 }
 
 
-@dataclass(frozen=True)
-class _Metric:
+class _Metric(Struct, frozen=True):
     """A metric: its name, its help text, and its estimates with their labels."""
 
     name: str
@@ -39,8 +39,7 @@ class _Metric:
     found: tuple[tuple[Mapping[str, str], Estimate], ...]
 
 
-@dataclass(frozen=True)
-class Exposed:
+class Exposed(Struct, frozen=True):
     """The exposed figures of one window: its costs, those of each engine, headroom and capacity.
 
     `output_tokens_per_second` is None if it was not counted.

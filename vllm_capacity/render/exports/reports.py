@@ -15,9 +15,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
 from datetime import date
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.billed import Billed, BilledUse
 from vllm_capacity.errors import InputError
@@ -39,8 +41,7 @@ _OVERLAP_RATIO = 0.05  # consecutive windows may overlap by about a scrape
 _COUNTS = ("billed_hours", "successful_requests", "prompt_tokens", "generation_tokens")
 
 
-@dataclass(frozen=True)
-class Night:
+class Night(Struct, frozen=True):
     """A report: its page's file name, its metadata and its time range."""
 
     page: str
@@ -69,11 +70,10 @@ class Night:
         if self.report.use is None:
             return screen
         costs = self.report.use.as_paid.whole
-        return screen | {each.name: getattr(costs, each.name) for each in fields(costs)}
+        return screen | {name: getattr(costs, name) for name in costs.__struct_fields__}
 
 
-@dataclass(frozen=True)
-class Reports:
+class Reports(Struct, frozen=True):
     """The reports of a folder, oldest first, each hour of a server once; `notes` list the rest.
 
     `name` is the name of the folder or of the single page.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 
 import polars as pl
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.answer import Answer
 from vllm_capacity.estimate import Estimate
@@ -38,8 +39,7 @@ def regime_found(answer: Answer) -> str:
     return f"Most of the time: {REGIMES[regime]}"
 
 
-@dataclass(frozen=True)
-class EngineTime:
+class EngineTime(Struct, frozen=True):
     """One engine's shares of time at a limit and idle, 0..1."""
 
     engine: str

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.billed import BilledUse
 from vllm_capacity.errors import InputError
@@ -31,8 +32,7 @@ Term = Number | tuple[Rate, ...] | None
 """A condition that a figure depends on: a latency target in seconds, or the rates paid."""
 
 
-@dataclass(frozen=True)
-class SummaryLine:
+class SummaryLine(Struct, frozen=True):
     """The line under the title: servers, model, time and price.
 
     None for what a page does not say. `start` and `end` are ISO 8601; `span` and `hours` are as
@@ -73,8 +73,7 @@ class SummaryLine:
         return None not in needed
 
 
-@dataclass(frozen=True)
-class Quality:
+class Quality(Struct, frozen=True):
     """The quality of the telemetry in a word, with the shape that marks it."""
 
     word: str
@@ -82,8 +81,7 @@ class Quality:
     why: str = ""
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     """The answer in a few sentences; both None if a page has no verdict."""
 
     sentences: tuple[str, ...] | None = None
@@ -94,8 +92,7 @@ class Verdict:
             raise ValueError("a verdict has sentences and the quality of the telemetry")
 
 
-@dataclass(frozen=True)
-class TileChange:
+class TileChange(Struct, frozen=True):
     """The change of a figure since the previous report: an optional arrow, words, and a connective.
 
     `joins` connects the words to `report`, the name of the previous report.
@@ -107,8 +104,7 @@ class TileChange:
     report: str = ""
 
 
-@dataclass(frozen=True)
-class Tile:
+class Tile(Struct, frozen=True):
     """A figure of the first screen as it is shown, and its numbers.
 
     `writes` names its number format (render/numbers.py), `hangs_on` the term that must be equal for
@@ -136,8 +132,7 @@ class Tile:
         return self.mid is None or None not in (self.low, self.high)
 
 
-@dataclass(frozen=True)
-class Since:
+class Since(Struct, frozen=True):
     """The previous report in full: its page if it still exists, its window, and what differed."""
 
     page: str
@@ -145,16 +140,14 @@ class Since:
     differences: str
 
 
-@dataclass(frozen=True)
-class Tiles:
+class Tiles(Struct, frozen=True):
     """The figures of the first screen; `since` is set if they show changes."""
 
     tiles: tuple[Tile, ...] = ()
     since: Since | None = None
 
 
-@dataclass(frozen=True)
-class Metadata:
+class Metadata(Struct, frozen=True):
     """The metadata of a report; `previous` is that of the report it was compared with, if any.
 
     `page` is that report's file, empty if it no longer exists. `use` has the inputs of its bill;

@@ -12,7 +12,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from typing import Literal
@@ -21,6 +20,8 @@ import mistune
 import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.render.report import CHART_MIME, ELEMENT_MIME, MAX_ROWS, JsonObject
 from vllm_capacity.render.report.metadata import Metadata
@@ -34,24 +35,21 @@ _HEADING = re.compile(r"^## +(.+)$", re.MULTILINE)
 _OPTIONAL = "optional"  # a tag of cells
 
 
-@dataclass(frozen=True)
-class ElementData:
+class ElementData(Struct, frozen=True):
     """An element as received from the kernel: its kind (a template macro) and content."""
 
     kind: str
     content: object
 
 
-@dataclass(frozen=True)
-class Block:
+class Block(Struct, frozen=True):
     """One item on the page, in its order: prose, a chart, an element, text or a table."""
 
     kind: Literal["prose", "chart", "piece", "text", "table"]
     content: str | PageChart | ElementData
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(Struct, frozen=True):
     """The blocks under one question. The first section has no heading: it is the first screen."""
 
     anchor: str
@@ -250,13 +248,11 @@ def _defined(sections: Sequence[Section]) -> frozenset[str]:
     return frozenset(each.figure for piece in found for each in piece.definitions)
 
 
-@dataclass(frozen=True)
-class _Definition:
+class _Definition(Struct, frozen=True):
     figure: str
 
 
-@dataclass(frozen=True)
-class _Definitions:
+class _Definitions(Struct, frozen=True):
     definitions: tuple[_Definition, ...]
 
 

@@ -22,8 +22,10 @@ and down imply no judgment, so they have no color.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.render.numbers import (
     Write,
@@ -61,8 +63,7 @@ _OTHER_TARGET = "a different target"
 _OTHER = {RATES: "a different price", BILL: "a window of another length or price"}
 
 
-@dataclass(frozen=True)
-class _Candidate:
+class _Candidate(Struct, frozen=True):
     """A report that may be the previous one, its time range, and its file if it exists."""
 
     report: Metadata

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_capacity.assumptions import Pricing
@@ -12,8 +11,7 @@ from vllm_capacity.render.report.metadata import page_metadata
 from vllm_capacity.verdicts.cost.bill import Costs
 
 
-@dataclass(frozen=True, repr=False)
-class Repriced(Record):
+class Repriced(Record, frozen=True):
     """The costs of a report's window as reported (`before`) and at another price (`after`).
 
     `start` and `end` are ISO 8601, as in the page.

@@ -14,11 +14,11 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msgspec import Struct
 from traitlets.config import Config
 
 from vllm_capacity import errors
@@ -51,8 +51,7 @@ _NONE = frozenset({"", "none", "null"})
 _TYPES: dict[str, type] = {"int": int, "float": float, "str": str, "bool": bool}
 
 
-@dataclass(frozen=True)
-class Parameter:
+class Parameter(Struct, frozen=True):
     """A parameter declared by a notebook; `annotation` and `default` as in its source."""
 
     name: str
@@ -61,8 +60,7 @@ class Parameter:
     help: str
 
 
-@dataclass(frozen=True)
-class Executed:
+class Executed(Struct, frozen=True):
     """The result of a run: the cells in order, as nbformat has them, and its title."""
 
     cells: tuple[JsonObject, ...]
@@ -248,7 +246,7 @@ def _with_targets_joined(
     if not single:
         return dict(given)
     text = given.get("slo", by_name["slo"].default.strip("\"'"))
-    joined = replace(slo_of(str(text)), **single)
+    joined = Slo(**{**slo_of(str(text)).targets, **single})
     others = {name: value for name, value in given.items() if fields_of.get(name) not in single}
     return {**others, "slo": joined.text}
 

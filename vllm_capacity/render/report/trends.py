@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
+
+from msgspec import Struct
 
 from vllm_capacity.render.numbers import days, plural
 from vllm_capacity.render.report.metadata import Metadata, Tile
@@ -24,8 +25,7 @@ WIDTH, HEIGHT = 200, 56  # of a chart, in SVG units
 _MARGIN = 5  # around it, so that no point is cut off
 
 
-@dataclass(frozen=True)
-class Point:
+class Point(Struct, frozen=True):
     """One report in a small chart: its position, its interval, its text, and its page."""
 
     x: float
@@ -36,8 +36,7 @@ class Point:
     page: str
 
 
-@dataclass(frozen=True)
-class Trend:
+class Trend(Struct, frozen=True):
     """One figure over the reports of a series: lines (points in SVG's format) and points.
 
     `first` and `last` are its values as shown by the first and the last report.
@@ -51,8 +50,7 @@ class Trend:
     points: tuple[Point, ...]
 
 
-@dataclass(frozen=True)
-class Series:
+class Series(Struct, frozen=True):
     """Consecutive reports: their models, their time, and the trends of their figures."""
 
     heading: str
@@ -60,8 +58,7 @@ class Series:
     trends: tuple[Trend, ...]
 
 
-@dataclass(frozen=True)
-class _Seen:
+class _Seen(Struct, frozen=True):
     """A figure of one report: its value with both ends, its time, and its terms."""
 
     at: datetime

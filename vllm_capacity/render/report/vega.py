@@ -14,10 +14,11 @@ import re
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from vllm_capacity.errors import SourceError
 from vllm_capacity.render.report import (
@@ -42,8 +43,7 @@ _EXPORT = "window.vegaEmbed = vegaEmbed;"
 _BUNDLE_MUST_NOT_HOLD = ("</script", "<!--")  # either would end or alter the script element
 
 
-@dataclass(frozen=True)
-class PageChart:
+class PageChart(Struct, frozen=True):
     """One chart as the page holds it. `empty` says why there is nothing to draw, else "".
 
     `table` is the data behind it, to read and copy: {"columns": [...], "rows": [[...]]} or None. If
@@ -56,8 +56,8 @@ class PageChart:
     empty: str
     table: JsonObject | None
     spec: Spec
-    data: dict[str, dict[str, list[object]]] = field(repr=False)
-    still: str = field(repr=False)
+    data: dict[str, dict[str, list[object]]]
+    still: str
     is_half: bool = False
 
 

@@ -12,13 +12,14 @@ import hashlib
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.assumptions import Assumptions, Pricing, pricing, slo_of
 from vllm_capacity.billed import BilledUse
@@ -85,8 +86,7 @@ EXAMPLES: tuple[Mapping[str, object], ...] = (
 """The example windows that get a page, with information that telemetry does not have."""
 
 
-@dataclass(frozen=True)
-class ReportOrder:
+class ReportOrder(Struct, frozen=True):
     """A requested report: a notebook, its parameters as given, and the page's folder.
 
     In print, the page has the answer and the charts; with `has_appendix`, everything on it.
@@ -100,8 +100,7 @@ class ReportOrder:
     has_rows: bool = False
 
 
-@dataclass(frozen=True)
-class _Laid:
+class _Laid(Struct, frozen=True):
     """A notebook that was run, as the sections and the metadata of a page."""
 
     sections: tuple[html.Section, ...]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from difflib import get_close_matches
 from operator import attrgetter
@@ -15,6 +14,7 @@ from pathlib import Path
 from textwrap import fill, indent
 
 import polars as pl
+from msgspec import Struct
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.errors import InputError
@@ -35,8 +35,7 @@ _BY_PATH: Mapping[str, Definition] = {
 _EXAMPLES = "cost.per_request, latency.ttft.p95 or saturation.bottleneck"
 
 
-@dataclass(frozen=True)
-class CodePlace(Record):
+class CodePlace(Record, frozen=True):
     """The location of a function: name, file relative to the repository, line."""
 
     name: str
@@ -55,8 +54,7 @@ class CodePlace(Record):
         return f"{self.name} ({self.file}:{self.line})"
 
 
-@dataclass(frozen=True)
-class ShownRows(Record):
+class ShownRows(Record, frozen=True):
     """The first rows of a query as text, the number of all rows, and the bound parameters."""
 
     query: str
@@ -66,8 +64,7 @@ class ShownRows(Record):
     cells: tuple[tuple[str, ...], ...]
 
 
-@dataclass(frozen=True)
-class ShownDefinition(Record):
+class ShownDefinition(Record, frozen=True):
     """A definition with the locations of its functions and the rows it is made of."""
 
     figure: str
@@ -77,24 +74,21 @@ class ShownDefinition(Record):
     rows: tuple[ShownRows, ...]
 
 
-@dataclass(frozen=True)
-class ShownQuery(Record):
+class ShownQuery(Record, frozen=True):
     """A shipped query and its SQL."""
 
     name: str
     text: str
 
 
-@dataclass(frozen=True)
-class Shown(Record):
+class Shown(Record, frozen=True):
     """Definitions as a page shows them. Each query appears once; definitions name it."""
 
     definitions: tuple[ShownDefinition, ...]
     queries: tuple[ShownQuery, ...]
 
 
-@dataclass(frozen=True, repr=False)
-class Explanation:
+class Explanation(Struct, frozen=True):
     """How one figure of an analysis is made; it displays itself in a terminal and a notebook.
 
     `value` is the figure in this analysis, empty if the answer does not have it. `rows` has all

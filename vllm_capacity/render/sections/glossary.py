@@ -10,11 +10,11 @@ import ast
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from textwrap import dedent
 
 import polars as pl
+from msgspec import Struct
 
 from vllm_capacity import billed, bills, costs_by_time
 from vllm_capacity.analysis import Analysis
@@ -68,8 +68,7 @@ _ASKED_TOGETHER: Mapping[Function, Sequence[str]] = {
 }
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(Struct, frozen=True):
     """Rows that a figure is made of: the function that reads them, and their metrics."""
 
     read: Function
@@ -110,8 +109,7 @@ class Source:
         return analysis.window.first_rows("figures", self.query, count, **bound)
 
 
-@dataclass(frozen=True)
-class Definition:
+class Definition(Struct, frozen=True):
     """One figure: its meaning, the functions that make it, and the rows they use.
 
     `paths` are the attributes of an answer that hold it (in a plan, after `plan.`); none for

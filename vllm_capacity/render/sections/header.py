@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.answer import Answer
@@ -191,8 +192,7 @@ def window_line(analysis: Analysis) -> str:
     return f"{when} ({hours(extent.hours)}), {plural(extent.engines, 'engine')}"
 
 
-@dataclass(frozen=True)
-class _Figure:
+class _Figure(Struct, frozen=True):
     """A figure of the first screen, its number format, and a note added to its basis."""
 
     name: str

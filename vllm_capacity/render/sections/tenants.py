@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.errors import NoTelemetryError

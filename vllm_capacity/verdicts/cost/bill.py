@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
 from typing import ClassVar
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate, Figures, Kind, listed, total
@@ -36,8 +38,7 @@ _FALLING = (  # as more is served
 _RISING = ("tokens_per_usd", "utilization")
 
 
-@dataclass(frozen=True, repr=False)
-class Costs(Figures):
+class Costs(Figures, frozen=True):
     """The cost figures of one group of engines, or of all, each with its basis or reason.
 
     USD, USD per request or per million tokens, tokens per USD; `utilization` is a ratio, 0..1.
@@ -73,11 +74,10 @@ class Costs(Figures):
         return headroom(self.utilization)
 
 
-FIGURES = tuple(field.name for field in fields(Costs))
+FIGURES = Costs.__struct_fields__
 
 
-@dataclass(frozen=True)
-class Usage:
+class Usage(Struct, frozen=True):
     """What one group of engines was billed for and what it delivered in a window.
 
     `billed_hours` are summed over the group's engines; `prefill_time_ratio` is the share of engine
@@ -131,8 +131,7 @@ class Usage:
         return self.generation_tokens == 0
 
 
-@dataclass(frozen=True)
-class CostShare:
+class CostShare(Struct, frozen=True):
     """One group of a bill: its usage, its price per GPU-hour, and its capacity."""
 
     usage: Usage
@@ -145,8 +144,7 @@ class CostShare:
         return self.usd_per_gpu_hour.scaled(self.usage.gpus_per_engine)
 
 
-@dataclass(frozen=True)
-class Bill:
+class Bill(Struct, frozen=True):
     """The figures of every part and of the whole; `whole.allocation_usd` is the parts' sum.
 
     `usage` and `capacity` are those of the whole.

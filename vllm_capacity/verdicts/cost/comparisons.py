@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from decimal import Decimal
+
+from msgspec import Struct
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate, Kind
@@ -30,8 +31,7 @@ SAME_LENGTHS = math.log(1.15)
 """Maximum difference of a published run's mean lengths from the window's, in logarithms."""
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(Struct, frozen=True):
     """A published run: its length, its requests, their rate, and the cost per request.
 
     It used one GPU for all of `hours`.
@@ -48,8 +48,7 @@ class Claim:
         return implied_usd_per_gpu_hour(self.usd_per_request, self.requests, self.hours)
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(Struct, frozen=True):
     """A published figure and the same figure of a window (None if unknown)."""
 
     name: str
@@ -76,8 +75,7 @@ class Comparison:
         return self.rounded is not None and self.rounded == Decimal(repr(float(self.published)))
 
 
-@dataclass(frozen=True)
-class Bound:
+class Bound(Struct, frozen=True):
     """A published run as the GPU's capacity, and the window's rate as a share of it, 0..1."""
 
     run: Measurement
@@ -85,8 +83,7 @@ class Bound:
     used_ratio: float
 
 
-@dataclass(frozen=True)
-class FullUse:
+class FullUse(Struct, frozen=True):
     """A GPU as busy as in a published run: the cost per request, and how many times lower it is."""
 
     bound: Bound
@@ -155,8 +152,7 @@ def _near(one: float, other: float) -> bool:
 _MAX = 1e12
 
 
-@dataclass(frozen=True)
-class BreakEven:
+class BreakEven(Struct, frozen=True):
     """Where own GPUs and an API cost the same, and which is cheaper now.
 
     `utilization` may exceed 1: then no demand that the GPUs can serve makes them cheaper.

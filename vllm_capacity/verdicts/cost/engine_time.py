@@ -20,11 +20,11 @@ simulated servers they missed the cost of a tenant by more than 10 % in six of s
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from itertools import chain, combinations
 
 import numpy as np
 import polars as pl
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from vllm_capacity.estimate import CONFIDENCE, Estimate
@@ -70,8 +70,7 @@ _FULL_KV_RATIO = 0.9
 _STEADY = 0.5  # maximum − mean running below this: clients return, rather than arrive at random
 
 
-@dataclass(frozen=True)
-class Prefills:
+class Prefills(Struct, frozen=True):
     """The prefills of engines: their number, their seconds, their prompt tokens.
 
     `computed_ratio` of the tokens were computed, the rest came from a cache.
@@ -83,8 +82,7 @@ class Prefills:
     computed_ratio: float = 1.0
 
 
-@dataclass(frozen=True)
-class EngineTime:
+class EngineTime(Struct, frozen=True):
     """The shares of engine time by `COMPONENTS`: the best fit, and one row per draw of the fit.
 
     Every row adds up to 1. `stretches` are the fitted ones (`STRETCH_SCHEMA`).

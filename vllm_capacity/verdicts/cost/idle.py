@@ -19,11 +19,11 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 import polars as pl
+from msgspec import Struct
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate
@@ -35,8 +35,7 @@ MIN_DAYS = 3
 _MIN_HOURS_OF_DAY = 12
 
 
-@dataclass(frozen=True)
-class Savings:
+class Savings(Struct, frozen=True):
     """What each way would have saved, USD per month; `hours_off`: the schedule from all days."""
 
     schedule: Estimate
@@ -45,8 +44,7 @@ class Savings:
     hours_off: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class _Hour:
+class _Hour(Struct, frozen=True):
     stamp: int
     day: int
     hour: int

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
 import polars as pl
@@ -16,8 +15,7 @@ _DAY = timedelta(days=1)
 _COVERED_SECONDS = 1.0
 
 
-@dataclass(frozen=True, repr=False)
-class Reconciliation(Record):
+class Reconciliation(Record, frozen=True):
     """What was charged for the time range, the bill, and the difference in parts.
 
     USD. `difference_usd` is charged minus billed, the sum of `missing_usd` (time in the range that

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from vllm_capacity.estimate import CONFIDENCE, Estimate, Kind
@@ -35,8 +35,7 @@ _FITTED = "each step's time shared among the requests that ran in it, at the win
 _RULE = f"assumed: 1 output token counts as {OUTPUT_TOKEN_WEIGHT:g} input tokens"
 
 
-@dataclass(frozen=True)
-class Counted:
+class Counted(Struct, frozen=True):
     """The engines' counts: prompt tokens, computed ones (None if unknown), output tokens."""
 
     prompt_tokens: float
@@ -44,16 +43,14 @@ class Counted:
     output_tokens: float
 
 
-@dataclass(frozen=True)
-class AlikeEngines:
+class AlikeEngines(Struct, frozen=True):
     """Engines of one make: their part of the pool's cost; engine time, or why it is unknown."""
 
     weight: float
     time: EngineTime | str
 
 
-@dataclass(frozen=True)
-class Shares:
+class Shares(Struct, frozen=True):
     """The share of each key in a pool's cost, and the share of usage that no row explains.
 
     `best` and each row of `draws` add up to 1 over keys and `unmatched`, which is last. `bounds`

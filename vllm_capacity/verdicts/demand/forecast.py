@@ -12,11 +12,11 @@ first two, is slightly better on the second at 14 s per fit. None is measurably 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import numpy as np
 import polars as pl
+from msgspec import Struct
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate, Kind
@@ -54,8 +54,7 @@ _WIDENED = (
 )
 
 
-@dataclass(frozen=True)
-class Forecast:
+class Forecast(Struct, frozen=True):
     """Demand ahead, or the `reason` why it is unknown.
 
     `frame`: one row per step ahead: ts_seconds (or ts, as in the input), low, mid, high, in the
@@ -80,8 +79,7 @@ class Forecast:
         return not self.frame.is_empty()
 
 
-@dataclass(frozen=True, repr=False)
-class Ahead(Record):
+class Ahead(Record, frozen=True):
     """Requests in one hour ahead, with a 90 % interval."""
 
     ts: datetime
@@ -90,8 +88,7 @@ class Ahead(Record):
     high: float
 
 
-@dataclass(frozen=True, repr=False)
-class DemandAhead(Record):
+class DemandAhead(Record, frozen=True):
     """Requests per hour over the next day, or why there is no forecast.
 
     `coverage_measured` is the share of hours, 0..1, to expect inside the intervals.

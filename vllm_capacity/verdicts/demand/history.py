@@ -12,10 +12,9 @@ much of a step they cover, and so what is missing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import polars as pl
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from vllm_capacity.errors import InputError
@@ -31,8 +30,7 @@ _DRIFT_RATIO = 0.01
 _MAX_ROWS, _MAX_GAPS_RATIO = 1_000_000, 20
 
 
-@dataclass(frozen=True)
-class DemandGrid:
+class DemandGrid(Struct, frozen=True):
     """Demand in whole steps, NaN in gaps, from `start_seconds` to `end_seconds`.
 
     `rows` are the recorded rows at their own resolution, NaN in gaps.

@@ -59,9 +59,9 @@ naive's a day ahead and 0.72–0.87 a week ahead. In statsforecast 2.1.1, MSTL w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
@@ -81,8 +81,7 @@ _SHARE_OF_ONE_DAY = 2 / 3
 _VALUES_AT_ONCE = 30_000
 
 
-@dataclass(frozen=True)
-class Backtest:
+class Backtest(Struct, frozen=True):
     """The blend's past errors: one row per origin, one column per step ahead.
 
     `errors` are truth minus forecast on the square-root scale, NaN if the truth is a gap or in the
@@ -263,8 +262,7 @@ _NEWEST_HOURS = 2.0
 _NOMINAL_DAYS = 10.0
 
 
-@dataclass(frozen=True)
-class Band:
+class Band(Struct, frozen=True):
     """Half the width of the interval on the square-root scale, one number per step ahead."""
 
     half_width: Floats
@@ -378,8 +376,7 @@ _LARGE_GAIN = 0.25
 _WIDEST_RATIO = 1.05
 
 
-@dataclass(frozen=True)
-class Pattern:
+class Pattern(Struct, frozen=True):
     """The chosen forecast for a series: its function, its history, and its past errors.
 
     `history` has its gaps filled. `week` says in words whether a weekly pattern is used, and why.

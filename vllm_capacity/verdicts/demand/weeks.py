@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import date
 from itertools import product
 
 import numpy as np
 import polars as pl
+from msgspec import Struct
 
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.timerange import time_zone as zone_named
@@ -37,8 +37,7 @@ _MIN_VARIANCE = 1e-20  # of logarithms: the floating-point error of days without
 _CONFIDENCE = 0.9
 
 
-@dataclass(frozen=True)
-class Day:
+class Day(Struct, frozen=True):
     """One whole day: its requests, its bill and its utilization (0..1), None if unknown."""
 
     day: date

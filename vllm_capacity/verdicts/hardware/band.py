@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.verdicts.hardware.question import Question

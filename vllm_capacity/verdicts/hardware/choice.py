@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from vllm_capacity.estimate import Estimate, Figures, Kind
@@ -49,8 +48,7 @@ class Offered(Protocol):
         """Whether both are known, and neither is 0."""
 
 
-@dataclass(frozen=True, repr=False)
-class Choice(Figures):
+class Choice(Figures, frozen=True):
     """Which of two GPUs gives more tokens per dollar, and what would change that.
 
     `throughput_ratio` and `tokens_per_usd_ratio` are those of `gpu` over those of `rival`. At

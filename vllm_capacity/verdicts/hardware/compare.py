@@ -10,8 +10,10 @@ in the table with its reason.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.estimate import Estimate, Figures
 from vllm_capacity.facts.gpus import GpuSpan
@@ -23,8 +25,7 @@ from vllm_capacity.verdicts.saturation.slo import SloLoad
 from vllm_capacity.verdicts.sizing import Policy, month_usd, replicas
 
 
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(Struct, frozen=True):
     """A GPU type at a weight type and a price; `price_row` is the price's display name."""
 
     gpu: GpuSpan
@@ -33,8 +34,7 @@ class Candidate:
     usd_per_gpu_hour: Estimate
 
 
-@dataclass(frozen=True, repr=False)
-class Option(Figures):
+class Option(Figures, frozen=True):
     """One row of the table. `reason` says why an option is not available, empty if it is.
 
     `throughput_ratio` is its output over that of the measured GPU. `label` says how near a

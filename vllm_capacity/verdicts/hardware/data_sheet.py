@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from vllm_capacity.facts.gpus import Gpu
 from vllm_capacity.facts.llms import Llm
@@ -29,8 +30,7 @@ _TILE_TOKENS = 32.0
 """Tokens an expert must get for its matrix tiles to be half full (a tile is 64 rows)."""
 
 
-@dataclass(frozen=True)
-class Shares:
+class Shares(Struct, frozen=True):
     """Usable shares of a data sheet, and host seconds, common to all architectures.
 
     `kernel_shares` replaces the dense, MoE and MXFP4 shares of `data/gpu_architectures.csv`, by
@@ -49,8 +49,7 @@ class Shares:
     link: float = 0.34
 
 
-@dataclass(frozen=True)
-class Times:
+class Times(Struct, frozen=True):
     """Engine seconds per request, by component, and the batch assumed."""
 
     batch: float
@@ -72,8 +71,7 @@ class Times:
         return self.core + self.attention + self.kv + self.overhead + self.host
 
 
-@dataclass(frozen=True)
-class SheetSide:
+class SheetSide(Struct, frozen=True):
     """A job on a machine with `batch` running sequences, from its data sheet."""
 
     job: Job

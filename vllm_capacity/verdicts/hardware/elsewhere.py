@@ -14,8 +14,10 @@ import math
 import re
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from itertools import pairwise
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate, Kind
@@ -85,8 +87,7 @@ def answer_elsewhere(
     return replace(found, choice=_choice(question, found, here, there, to_gpus=to_gpus))
 
 
-@dataclass(frozen=True)
-class _Offer:
+class _Offer(Struct, frozen=True):
     """One side of a question at its price."""
 
     gpu: str

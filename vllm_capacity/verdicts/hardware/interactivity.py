@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.estimate import Estimate, Figures
 from vllm_capacity.facts.gpus import GpuSpan
@@ -27,8 +29,7 @@ MIN_LOADS = 3
 P95, MAX_P95, MEAN = "p95 ITL", "p95 ITL at most", "mean ITL"
 
 
-@dataclass(frozen=True)
-class ItlLoad:
+class ItlLoad(Struct, frozen=True):
     """One measured load of an engine, with its p95 ITL."""
 
     running: float
@@ -36,8 +37,7 @@ class ItlLoad:
     itl_seconds: float
 
 
-@dataclass(frozen=True, repr=False)
-class GpuLoad(Figures):
+class GpuLoad(Figures, frozen=True):
     """The output, speed and cost of one engine of a GPU at a load."""
 
     running_requests: float
@@ -46,8 +46,7 @@ class GpuLoad(Figures):
     usd_per_million_output_tokens: Estimate
 
 
-@dataclass(frozen=True, repr=False)
-class GpuCurve(Record):
+class GpuCurve(Record, frozen=True):
     """One GPU under loads, lightest first.
 
     `itl` says what the ITLs are: `P95`, `MAX_P95` (all that a histogram shows of one in its
@@ -70,8 +69,7 @@ class GpuCurve(Record):
         return min(costs, key=lambda cost: cost.mid or 0.0, default=None)
 
 
-@dataclass(frozen=True, repr=False)
-class Interactivity(Record):
+class Interactivity(Record, frozen=True):
     """Cost against ITL: the curve of each GPU, the one in use first; or why there is none.
 
     `reason` is empty if there is one. `itl_target_seconds` is the target for p95 ITL, None if there

@@ -13,8 +13,10 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import cache
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.estimate import Estimate, Figures
 from vllm_capacity.facts.gpus import GpuSpan, find_gpu
@@ -30,8 +32,7 @@ NEAR = 1.5
 """The largest distance of a near case: another model of its kind at similar lengths."""
 
 
-@dataclass(frozen=True, repr=False)
-class Case(Figures):
+class Case(Figures, frozen=True):
     """A published pair of runs and its distance from a question; `description` is its text.
 
     `distance` is 0 for the same setup. Added to it: another GPU 0.5 (of another architecture 1.5);
@@ -64,8 +65,7 @@ class Case(Figures):
         )
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(Struct, frozen=True):
     """The median runs of one workload and load on both GPUs, and how much repeats differ."""
 
     one: Measurement

@@ -5,7 +5,7 @@ Also its limits: questions that no arithmetic should answer, each refused with i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from msgspec import Struct, field
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.facts.gpus import GIB, Gpu, GpuSpan, find_gpu, gpus
@@ -27,8 +27,7 @@ KEPT_UP_RATIO = 0.9
 """The served share of an open load's demand from which a server kept up with it."""
 
 
-@dataclass(frozen=True)
-class Load:
+class Load(Struct, frozen=True):
     """The load of a measurement, if known, or of the question about the other GPU.
 
     Either `clients` that a load test kept busy, or the `requests_per_second` that users sent, or
@@ -59,8 +58,7 @@ class Load:
         return self != Load()
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(Struct, frozen=True):
     """A measured rate on one GPU type, and the GPU type asked about.
 
     `gpus` is the engine's GPU count in the measurement, `to_gpus` on the other side (None: the

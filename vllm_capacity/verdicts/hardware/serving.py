@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from functools import cache
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.estimate import Estimate, Kind
@@ -50,8 +52,7 @@ CLIENTS_OFFERED = 512.0
 BLOCK_TOKENS = 16
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(Struct, frozen=True):
     """What is served: a model at a weight type on some GPUs, with mean token counts."""
 
     llm: Llm
@@ -66,8 +67,7 @@ class Job:
         return step_work(self.llm, self.dtype, self.gpus)
 
 
-@dataclass(frozen=True)
-class Machine:
+class Machine(Struct, frozen=True):
     """A GPU as the calculation needs it; `tensor_tflops` is never unknown here."""
 
     gpu: Gpu
@@ -89,8 +89,7 @@ class Machine:
         return 8192 if self.is_large else 2048
 
 
-@dataclass(frozen=True)
-class Host:
+class Host(Struct, frozen=True):
     """Seconds that no kernel explains: per step, per sequence in it, per request.
 
     Fitted by `bench/whatif_calibration.py`, like `data/gpu_kernel_factors.csv`.
@@ -101,8 +100,7 @@ class Host:
     request_seconds: float = 1.18e-3
 
 
-@dataclass(frozen=True)
-class Calibration:
+class Calibration(Struct, frozen=True):
     """What published runs add to the kernel tables.
 
     `factors` multiply the FLOP/s, the bytes/s and the seconds per call of a kernel, by
@@ -119,8 +117,7 @@ def shipped_calibration() -> Calibration:
     return Calibration(kernel_factors())
 
 
-@dataclass(frozen=True)
-class Cycle:
+class Cycle(Struct, frozen=True):
     """The seconds per output token of each sequence, and their components."""
 
     seconds_per_token: float
@@ -214,8 +211,7 @@ def _most(one: float, other: float) -> float:
     return (one + other + abs(one - other)) / 2
 
 
-@dataclass(frozen=True)
-class Rates:
+class Rates(Struct, frozen=True):
     """The kernels of a GPU at a weight type, and their origin.
 
     `peer` is the GPU whose tables stand in for one without any, empty if it has its own. `lent`:
@@ -318,8 +314,7 @@ def _balance(gpu: Gpu) -> float:
     return (gpu.tensor_tflops or gpu.mem_bw_tb_s) / gpu.mem_bw_tb_s
 
 
-@dataclass(frozen=True)
-class _Scale:
+class _Scale(Struct, frozen=True):
     """The ratios of one GPU's data sheet to another's."""
 
     flops: float

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from vllm_capacity.facts.gpus import GpuSpan, gpus
 from vllm_capacity.verdicts.hardware.question import impossible
@@ -54,8 +55,7 @@ Forms = Mapping[str, Sequence[str]]
 """The form factors of each GPU, the most common first."""
 
 
-@dataclass(frozen=True)
-class Side:
+class Side(Struct, frozen=True):
     """One machine of a span under a load: its batch, and the calculated cycle."""
 
     machine: Machine

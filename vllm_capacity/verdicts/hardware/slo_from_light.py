@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.estimate import Estimate, Kind
 from vllm_capacity.verdicts.hardware.elsewhere import (
@@ -43,8 +45,7 @@ _LOADS = 6
 """The number of heavier loads on the curve, which is interpolated in logarithms between them."""
 
 
-@dataclass(frozen=True)
-class Within:
+class Within(Struct, frozen=True):
     """Output tokens/s within latency targets, the running requests there, and their source.
 
     `loads` are the calculated loads that it was read from, with the measured light one first.
@@ -76,8 +77,7 @@ def within_from_light(
     return _FromLight(question, seen, ask, widen, admitted=admitted, is_p95=is_p95).found
 
 
-@dataclass(frozen=True)
-class _FromLight:
+class _FromLight(Struct, frozen=True, dict=True):
     question: Question
     seen: SloLoad
     ask: Ask

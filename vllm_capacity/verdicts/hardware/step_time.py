@@ -16,7 +16,7 @@ All functions accept numbers or NumPy arrays, so that a fit can compute thousand
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from vllm_capacity.facts.llms import BYTES_PER_WEIGHT, Llm
 
@@ -36,8 +36,7 @@ A query and key of 192 and a value of 128 elements.
 """
 
 
-@dataclass(frozen=True)
-class Roof:
+class Roof(Struct, frozen=True):
     """What one kernel reaches: FLOP/s, bytes/s, and the additional seconds of every call.
 
     For a mixture's kernel, `tile_rows` are the rows that it computes for an expert beyond its
@@ -58,8 +57,7 @@ class Roof:
         return both
 
 
-@dataclass(frozen=True)
-class Kernels:
+class Kernels(Struct, frozen=True):
     """The kernels of one GPU at one weight type."""
 
     dense: Roof
@@ -70,8 +68,7 @@ class Kernels:
     reduce: Roof
 
 
-@dataclass(frozen=True)
-class StepWork:
+class StepWork(Struct, frozen=True):
     """The work of a step on each GPU of a group, per token, sequence or step; FLOPs and bytes."""
 
     layers: float
@@ -94,8 +91,7 @@ class StepWork:
     hidden_bytes: float
 
 
-@dataclass(frozen=True)
-class StepSeconds:
+class StepSeconds(Struct, frozen=True):
     """Seconds of one step, by component."""
 
     dense: float

@@ -20,8 +20,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from functools import partial
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from vllm_capacity.assumptions import Slo
 from vllm_capacity.errors import InputError
@@ -74,8 +76,7 @@ _PLAIN = ("full", "mla")
 """Attention types whose KV cache holds the reported tokens: windows and states have own blocks."""
 
 
-@dataclass(frozen=True)
-class Setup:
+class Setup(Struct, frozen=True):
     """The hardware and model of one engine, and how fast it served.
 
     `kv_tokens` is the size of its KV cache; latencies are means over the window. None: unknown.
@@ -150,8 +151,7 @@ class Setup:
         )
 
 
-@dataclass(frozen=True)
-class Heaviest:
+class Heaviest(Struct, frozen=True):
     """One engine under the heaviest load that the calculation covers: its output tokens/s there.
 
     `question` is the light load that it starts from. `is_full`: the engine admits no more than
@@ -300,8 +300,7 @@ def _no_less(found: Estimate, known: Estimate) -> Estimate:
     return replace(found, low=max(found.low, least))
 
 
-@dataclass(frozen=True, repr=False)
-class ByArithmetic(Figures):
+class ByArithmetic(Figures, frozen=True):
     """What the servers could do under more load by arithmetic, shown beside what was measured.
 
     `gpu` and `model` are its inputs, and `running_requests` and `itl_seconds` the light load that
@@ -337,8 +336,7 @@ class ByArithmetic(Figures):
         return cls(None, None, None, None, None, *(nothing for _ in range(8)))
 
 
-@dataclass(frozen=True)
-class Calculated(Record):
+class Calculated(Record, frozen=True):
     """The capacity of each engine of a window, by name: measured, or calculated.
 
     `asked` are the engines for which the calculation gave a result, `reason` is the most common

@@ -22,9 +22,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.estimate import Estimate, Figures, Kind
 from vllm_capacity.facts.prices import usual_forms
@@ -99,8 +101,7 @@ TTFT_HALF_WIDTH = 0.45
 TESTED, NEARBY, FAR, SAME = "tested", "near", "far", "same"
 
 
-@dataclass(frozen=True)
-class GpuUtilization:
+class GpuUtilization(Struct, frozen=True):
     """The share of its GPU's data sheet that the engine used, 0..1 (estimated_*_per_gpu)."""
 
     flops_ratio: float
@@ -112,8 +113,7 @@ class GpuUtilization:
         return self.flops_ratio > 0 and self.bandwidth_ratio > 0
 
 
-@dataclass(frozen=True, repr=False)
-class Split(Figures):
+class Split(Figures, frozen=True):
     """A number of replicas with a number of GPUs per engine: their total output, and the latencies.
 
     Latencies are those of any replica, each under its share of the load.
@@ -126,8 +126,7 @@ class Split(Figures):
     ttft_seconds: Estimate
 
 
-@dataclass(frozen=True, repr=False)
-class WhatIf(Figures):
+class WhatIf(Figures, frozen=True):
     """What another GPU would achieve, and how certain that is.
 
     `label`: *tested* (a published pair answers it), *near* or *far* by the `distance` of the
@@ -240,8 +239,7 @@ def what_if(
     return _Asking(question, published, prefer or {}, busy, *found).answer
 
 
-@dataclass(frozen=True)
-class _Asking:
+class _Asking(Struct, frozen=True, dict=True):
     """One question, the data that answers it, and both sides as calculated."""
 
     question: Question

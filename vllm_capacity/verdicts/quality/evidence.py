@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
 from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
+from msgspec import Struct, field
 
 from vllm_capacity.facts.metrics import GENERATION_TOKENS, REQUESTS
 from vllm_capacity.figures import scrapes, traffic
@@ -26,8 +26,7 @@ _MIN_COUNTS = 5  # fewer shared values do not prove that two targets are one pro
 _LISTED = 20  # time ranges of a finding
 
 
-@dataclass(frozen=True)
-class Evidence:
+class Evidence(Struct, frozen=True):
     """Facts about one part of a window.
 
     `attempts`: those inside the part. `losses`: what all figures may lack because of restarts and
@@ -150,8 +149,7 @@ def stale_gauges(steps: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-@dataclass(frozen=True, repr=False)
-class Finding(Record):
+class Finding(Record, frozen=True):
     """What a check found: its severity, count and times, and how much it can change which figures.
 
     `info` is worth knowing, `warning` puts a figure in doubt, and `error` means that a figure is

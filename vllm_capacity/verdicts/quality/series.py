@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
 from datetime import datetime, timedelta
 
 import polars as pl
+from msgspec.structs import asdict
 
 from vllm_capacity.facts import metrics as catalog
 from vllm_capacity.facts.metrics import REQUESTS
@@ -242,9 +242,8 @@ def bounds(evidence: Evidence) -> list[Finding]:
 def edge_buckets(latency: Latency) -> list[Finding]:
     """Quantiles in the first bucket (a bound, not a measurement) or in the overflow bucket."""
     found = []
-    for family in fields(latency):
-        name = family.name
-        quantiles: dict[str, Quantile] = vars(getattr(latency, name))
+    for name in latency.__struct_fields__:
+        quantiles: dict[str, Quantile] = asdict(getattr(latency, name))
         known = {q: v for q, v in quantiles.items() if v.lower is not None}
         over = [q for q, v in known.items() if v.upper is None]
         first = [q for q, v in known.items() if v.upper is not None and (v.lower or 0.0) <= 0]

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -40,8 +39,7 @@ _MIN_LIMITED_SHARE = 0.05
 _NO_LOSS = Prior(kv_loss=0.0)
 
 
-@dataclass(frozen=True, repr=False)
-class Advice(Record):
+class Advice(Record, frozen=True):
     """A setting to change: on which engine (or "fleet"), why, and the expected effect.
 
     `effect` is the share of throughput gained; for replicas, the share of the bill saved.

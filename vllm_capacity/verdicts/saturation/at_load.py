@@ -12,7 +12,6 @@ of a p95 is 1.5 × as large.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -32,8 +31,7 @@ _FARTHEST = 8.0
 """The farthest load with a prediction, as a multiple of the heaviest load seen."""
 
 
-@dataclass(frozen=True, repr=False)
-class AtLoad(Figures):
+class AtLoad(Figures, frozen=True):
     """What a server delivers with `clients` requests in flight all the time.
 
     `request_seconds` is the mean time per request, unknown without the rate of requests. The p95s

@@ -23,11 +23,11 @@ How the certain minimum of a server's capacity (`Held`) is found:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from datetime import datetime
 from statistics import NormalDist
 
 import numpy as np
+from msgspec import Struct
 
 from vllm_capacity.verdicts.saturation.arrays import (
     Floats,
@@ -57,8 +57,7 @@ _UNSLOWED, _LIGHTER = 1.3, 0.9
 _FEWEST_PROMPTS = 0.5
 
 
-@dataclass(frozen=True)
-class Held:
+class Held(Struct, frozen=True):
     """The output that a stretch of time proves the server capable of: tokens/s, without luck.
 
     `luck` is the share that was deducted, 0..1; the stretch took `seconds` and ended at `end`.
@@ -70,8 +69,7 @@ class Held:
     end: datetime
 
 
-@dataclass(frozen=True)
-class BestMinute:
+class BestMinute(Struct, frozen=True):
     """The averages of a minute, and the latest time at which it ended.
 
     `output` is tokens/s, at most what matches the prompts read in that minute; `peak` is the same

@@ -29,9 +29,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.estimate import Estimate, Kind, total
 from vllm_capacity.verdicts.saturation.arrays import (
@@ -68,8 +69,7 @@ _MIN_BEND, _BEND_ERRORS = 1.15, 2.5
 _MIN_DIP, _DIP_ERRORS = 0.1, 1.5
 
 
-@dataclass(frozen=True)
-class Blocks:
+class Blocks(Struct, frozen=True):
     """Consecutive usable steps summed: seconds, finished requests, running × s, tokens."""
 
     seconds: Floats

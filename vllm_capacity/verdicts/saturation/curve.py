@@ -47,9 +47,10 @@ all at once they take a few hundredths, without importing scipy.optimize.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.verdicts.saturation.arrays import Floats, Mask
 
@@ -77,8 +78,7 @@ _NORMAL = np.linspace(-2.4, 2.4, 9)
 _NORMAL_WEIGHTS = np.exp(-(_NORMAL**2) / 2) / np.exp(-(_NORMAL**2) / 2).sum()
 
 
-@dataclass(frozen=True)
-class LoadPoints:
+class LoadPoints(Struct, frozen=True):
     """Measured loads, lightest first: running requests, output tokens/s, and its relative error."""
 
     running: Floats
@@ -112,8 +112,7 @@ class LoadPoints:
         return float(self.running[-1])
 
 
-@dataclass(frozen=True)
-class Prior:
+class Prior(Struct, frozen=True):
     """Assumptions before any load is seen: the constants of points 1 to 4 of the module.
 
     `shapes` are (p, weight); `kv_loss` is the throughput lost to preemptions; `thinning` is the
@@ -142,8 +141,7 @@ _AT_PRIOR = Prior(shapes=((0.5, 1.0), (1.0, 1.0), (2.0, 0.5)), near_error=0.007,
 """For the throughput at a given load, which the loads near it determine."""
 
 
-@dataclass(frozen=True)
-class PeakEstimate:
+class PeakEstimate(Struct, frozen=True):
     """The predicted peak, tokens/s: its interval, its median, and the load needed to see it.
 
     `bend_running` is the load at which the curve would have lost half of its growth; `is_answer` is
@@ -328,8 +326,7 @@ _MIN, _MAX = np.array([0.0, 0.0]), np.array([1.0, 0.1])
 _STEPS = 60
 
 
-@dataclass(frozen=True)
-class Usl:
+class Usl(Struct, frozen=True):
     """A fitted scalability law: `rate` (tokens/s of one request), contention σ, coherency κ."""
 
     rate: float

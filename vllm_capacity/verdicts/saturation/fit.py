@@ -22,13 +22,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.estimate import Estimate, Figures
 from vllm_capacity.figures.steps import Schema, engine_frames
@@ -102,23 +103,27 @@ _BAND_BLOCK = 3
 class _WhenRead:
     """A field that may be set to a function, which is called for its value on the first read."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __set__(self, one: object, given: object) -> None:
-        one.__dict__[self._name] = given
+    def __init__(self, field: Any) -> None:  # noqa: ANN401  the descriptor of the field
+        self._field = field
 
     def __get__(self, one: object | None, owner: type) -> object:
         if one is None:
             return self
-        held: object = one.__dict__[self._name]
+        held: object = self._field.__get__(one, owner)
         if callable(held):
-            held = one.__dict__[self._name] = held()
+            held = held()
+            self._field.__set__(one, held)
         return held
 
 
-@dataclass(frozen=True, repr=False)
-class Stretch(Record):
+class _Deferring(Record, frozen=True):
+    """A result with fields that are computed on the first read, also to compare it."""
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self.as_dict() == other.as_dict()
+
+
+class Stretch(_Deferring, frozen=True):
     """Consecutive steps of one engine under one regime, with a sentence that gives the numbers."""
 
     start: datetime
@@ -134,11 +139,10 @@ class Stretch(Record):
 
 
 # Set afterwards: in the class, a descriptor would be taken for a default.
-Stretch.evidence = _WhenRead("evidence")  # type: ignore[assignment]
+Stretch.evidence = _WhenRead(Stretch.evidence)  # type: ignore[assignment]
 
 
-@dataclass(frozen=True)
-class RegimeTime:
+class RegimeTime(Struct, frozen=True):
     """How long one engine was in one regime, and the evidence of its longest stretch there.
 
     `share_ratio` is the share of that engine's judged time, 0..1.
@@ -151,16 +155,14 @@ class RegimeTime:
     evidence: str
 
 
-@dataclass(frozen=True, repr=False)
-class Imbalance(Record):
+class Imbalance(Record, frozen=True):
     """Engines at a limit, and engines of the same models that had room at that time."""
 
     limited: tuple[str, ...]
     free: tuple[str, ...]
 
 
-@dataclass(frozen=True, repr=False)
-class Saturation(Figures):
+class Saturation(_Deferring, Figures, frozen=True):
     """What limits the server, its capacity, and its headroom.
 
     `regime` is the one with the most busy time, `bottleneck` what limited the server longest in its
@@ -201,11 +203,10 @@ class Saturation(Figures):
         return tuple(sorted(found, key=lambda each: (each.engine, -each.seconds, each.regime)))
 
 
-Saturation.regimes = _WhenRead("regimes")  # type: ignore[assignment]
+Saturation.regimes = _WhenRead(Saturation.regimes)  # type: ignore[assignment]
 
 
-@dataclass(frozen=True)
-class SaturationFit:
+class SaturationFit(Struct, frozen=True):
     """One engine: its judged steps, the points and limits of its curve, and its capacity.
 
     `kind` says how the capacity was found (`KINDS`), `best` is the best minute. `kv_limit_running`

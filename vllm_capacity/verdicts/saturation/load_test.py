@@ -18,10 +18,10 @@ row must fall 10 % short, and still give nearly the highest output.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 import numpy as np
 import polars as pl
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.verdicts.saturation import regimes
@@ -57,8 +57,7 @@ _ONE_ROW_HIGH = 1.1
 _NO_NOW = "a table of loads has no present load to compare with its capacity"
 
 
-@dataclass(frozen=True)
-class LoadTest:
+class LoadTest(Struct, frozen=True):
     """The loads of a table, lightest first, with the data of each.
 
     `limits` says how each load is known to be at the server's limit, None if it is not. `kv_ratio`

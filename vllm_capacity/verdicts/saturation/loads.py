@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 
 from vllm_capacity.verdicts.saturation import regimes
 from vllm_capacity.verdicts.saturation.arrays import (
@@ -34,8 +34,7 @@ _PLATEAU_SPAN, _PLATEAU_LOADS = 1.4, 3
 _MIN_SPAN, _FLAT_GROWTH = 1.1, 0.3
 
 
-@dataclass(frozen=True)
-class LoadLevels:
+class LoadLevels(Struct, frozen=True):
     """Loads formed from steps: `loads`, the KV ratio at each (nan: unobserved), and step counts."""
 
     loads: LoadPoints
@@ -108,8 +107,7 @@ def _banded(running: Floats, seconds: Floats) -> tuple[Indices, Indices, Mask]:
     return own, counts, (counts >= least) | (longest >= _LONG_STEP_SECONDS)
 
 
-@dataclass(frozen=True)
-class StepColumns:
+class StepColumns(Struct, frozen=True):
     """The columns that make up levels, one value per step (`kv_ratio` nan: not observed)."""
 
     running: Floats

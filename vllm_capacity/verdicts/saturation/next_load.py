@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 import polars as pl
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.verdicts.saturation.curve import LoadPoints, expected_output, extrapolated_peak
@@ -43,8 +44,7 @@ _PAST_LIMIT = 1.25
 _SEPARATE = 1.15
 
 
-@dataclass(frozen=True)
-class NextLoad:
+class NextLoad(Struct, frozen=True):
     """A load to test: `clients` requests in flight all the time.
 
     `high_over_low` is the expected width of the capacity's interval afterwards, high ÷ low; None if

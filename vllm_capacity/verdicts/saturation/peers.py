@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.estimate import Estimate, Kind, listed
 from vllm_capacity.figures.makes import Make
@@ -122,8 +123,7 @@ def are_as_fast(one: LoadPoints, other: LoadPoints) -> bool:
     return abs(math.log(ratio)) <= SPREAD_RATIO + _CLEAR_ERRORS * error
 
 
-@dataclass(frozen=True)
-class Loan:
+class Loan(Struct, frozen=True):
     """What an engine can lend: its own figure, and what it would be for a slower or faster engine.
 
     For a capacity all three are the same. Within latency targets a slower engine loses more than

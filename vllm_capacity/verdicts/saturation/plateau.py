@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.estimate import Estimate
 from vllm_capacity.verdicts.saturation import regimes
@@ -41,8 +42,7 @@ _KV_FULL_RATIO, _ALWAYS = 0.9, 0.9
 _MANY_PREEMPTED, _PREEMPTION_LOSS = 1.0, 0.10
 
 
-@dataclass(frozen=True)
-class Plateau:
+class Plateau(Struct, frozen=True):
     """What the server sustained at its limit: output tokens/s, running requests, and its steps."""
 
     output: Estimate
@@ -173,8 +173,7 @@ def slowed(steps: EngineSteps, best: BestMinute | None) -> Mask:
     return found
 
 
-@dataclass(frozen=True)
-class _Stretches:
+class _Stretches(Struct, frozen=True):
     """The steps of several stretches in order, and the stretch number of each step."""
 
     steps: Indices

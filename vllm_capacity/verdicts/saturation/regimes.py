@@ -30,12 +30,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
 
 import numpy as np
 import polars as pl
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.assumptions import TARGETS
 from vllm_capacity.figures.steps import STEP_SCHEMA
@@ -121,8 +122,7 @@ _SEVERITIES = np.array([BY_SEVERITY.index(_REGIMES[cause]) for cause in Cause], 
 _MIN_LIMIT = min(map(BY_SEVERITY.index, LIMITS))
 
 
-@dataclass(frozen=True, eq=False)
-class EngineSteps:
+class EngineSteps(Struct, frozen=True, eq=False, dict=True):
     """The judged steps of one engine in time order, an array per column of `STEP_SCHEMA`.
 
     `p95_seconds` are the p95s of the latencies that can have a target, by name. Values that were

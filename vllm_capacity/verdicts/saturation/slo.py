@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import pairwise, takewhile
 
 import numpy as np
 import polars as pl
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.assumptions import TARGETS, Slo
 from vllm_capacity.estimate import Estimate
@@ -47,16 +48,14 @@ _MORE, _WIDEST = 1.05, 2.5
 _CHANGE = 0.25
 
 
-@dataclass(frozen=True)
-class Oversaturation:
+class Oversaturation(Struct, frozen=True):
     """Whether queue and TTFT both grow significantly over time, with evidence; None if unknown."""
 
     is_oversaturating: bool | None
     evidence: str
 
 
-@dataclass(frozen=True)
-class _Load:
+class _Load(Struct, frozen=True):
     """Steps of similar load: `met` is the share of them that met every target."""
 
     steps: int
@@ -148,8 +147,7 @@ def _each_within(fits: Sequence[SaturationFit], slo: Slo, factor: float) -> dict
     return {fit.engine: _engine_throughput(fit, wanted) for fit in fits}
 
 
-@dataclass(frozen=True)
-class SloLoad:
+class SloLoad(Struct, frozen=True):
     """One load of an engine: its output, and each p95 over its target (None: no target)."""
 
     running: float

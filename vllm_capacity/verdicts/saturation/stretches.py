@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, partial
 
 import numpy as np
 import polars as pl
+from msgspec import Struct
 from polars.datatypes import DataTypeClass
 
 from vllm_capacity.figures.steps import engine_frames
@@ -93,8 +93,7 @@ def _first_steps(steps: EngineSteps) -> Indices:
     return np.flatnonzero(is_first)
 
 
-@dataclass(frozen=True, slots=True)
-class _Numbers:
+class _Numbers(Struct, frozen=True):
     """Time-weighted means of a stretch, its peaks and its preemptions; nan if not observed."""
 
     running: float
@@ -157,8 +156,7 @@ def _numbers(steps: EngineSteps, firsts: Indices) -> list[list[float]]:
     return [column.tolist() for column in columns]
 
 
-@dataclass(frozen=True)
-class _Evidence:
+class _Evidence(Struct, frozen=True, dict=True):
     """One sentence per stretch with the numbers that explain its regime."""
 
     steps: EngineSteps
