@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from enum import Enum
-from html import escape
 from typing import Any, ClassVar
 
 from msgspec import Struct
@@ -60,6 +59,8 @@ class Record(Struct, frozen=True, dict=True):
 
     def _repr_html_(self) -> str:
         """The same as a table."""
+        from html import escape  # only for Jupyter, and its table of entities is long
+
         rows = "".join(
             f"<tr><th>{escape(name)}</th><td>{escape(_brief(getattr(self, name)))}</td></tr>"
             for name in self.__struct_fields__

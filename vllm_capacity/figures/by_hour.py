@@ -16,7 +16,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
@@ -47,7 +47,7 @@ from vllm_capacity.timerange import TimeRange
 FROM_HOURS = 6.0
 """A longer range is read from hourly summaries, others row by row."""
 
-_VERSION, _LAYOUT = version("vllm-capacity"), 4  # of the code, and of the summaries
+_LAYOUT = 4  # of the summaries
 _HASH_DIGITS = 24
 OF_ALL_ROWS = ("relabelled",)  # also depends on the rows between first and last
 _SMALL = ("series", "intake")
@@ -216,12 +216,18 @@ class Digests(dict[str, str]):
         return self[name]
 
 
+@cache
+def _version() -> str:
+    """The version of the code. Finding it takes longer than a small window's hashes."""
+    return version("vllm-capacity")
+
+
 def key_of(piece: Piece, base: str, digests: Digests) -> str:
     """The key of an entry: a hash of its inputs and the code's version."""
     made_of = (
         *(file.sha256 or digests[file.name] for file in piece.files),
         *(end.isoformat() for end in (piece.time_range.start, piece.time_range.end)),
-        *(base, _VERSION, str(_LAYOUT), *STEP_SCHEMA),
+        *(base, _version(), str(_LAYOUT), *STEP_SCHEMA),
     )
     return f"{piece.hour}.{hashlib.sha256(' '.join(made_of).encode()).hexdigest()[:_HASH_DIGITS]}"
 

@@ -23,7 +23,6 @@ from polars import selectors
 from vllm_capacity.errors import InputError, WindowError
 from vllm_capacity.holding import Pin
 from vllm_capacity.resources import shipped
-from vllm_capacity.telemetry import rollup
 from vllm_capacity.telemetry.bucket import is_s3
 from vllm_capacity.telemetry.manifest import (
     SINGLE,
@@ -234,6 +233,8 @@ class Window:
 
     @cached_property
     def _ensure_rollup(self) -> bool:
+        from vllm_capacity.telemetry import rollup  # most windows are read without it
+
         with self.database.cursor() as cursor:
             rollup.make_views(self.manifest, cursor)
         return True
