@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 import polars as pl
+from msgspec import Struct, field
 
 from vllm_capacity.assumptions import Pricing
 from vllm_capacity.billed import rate_of
@@ -340,8 +340,7 @@ def _utilization(
     return min(rate / math.fsum(capacity.mid * length for length in hours), 1.0)
 
 
-@dataclass(frozen=True)
-class HourRates:
+class HourRates(Struct, frozen=True, dict=True):
     """The rate of an instance by hour; hours between two starts of rules share one lookup."""
 
     pricing: Pricing

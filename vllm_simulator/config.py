@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from vllm_capacity.errors import InputError
 
@@ -145,8 +144,7 @@ def check_request(request: Request, config: EngineConfig) -> None:
         )
 
 
-@dataclass(eq=False, slots=True)
-class EngineRequest:
+class EngineRequest(Struct, eq=False):
     """A request inside the engine, and its progress.
 
     Times are seconds on the simulation's clock.

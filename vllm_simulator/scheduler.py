@@ -24,7 +24,8 @@ from __future__ import annotations
 import heapq
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from vllm_simulator.config import EngineConfig, EngineRequest
 
@@ -110,8 +111,7 @@ class BlockPool:
 _Due = tuple[int, int, int, EngineRequest]  # step, admission, `life` at that time, request
 
 
-@dataclass
-class Batch:
+class Batch(Struct):
     """The work of one step: decoding requests (one token each) and prefills (request, tokens)."""
 
     decodes: int

@@ -7,12 +7,11 @@ simulated wherever it is shown.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from itertools import cycle
 from typing import Any, Literal
 
 import polars as pl
-from msgspec import Struct
+from msgspec import Struct, field
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.telemetry.rows import RowBuffer, Rows
@@ -40,8 +39,7 @@ REQUESTS_SCHEMA: dict[str, Any] = {
 }
 
 
-@dataclass
-class RequestLog:
+class RequestLog(Struct):
     """Collects requests as they end."""
 
     frontend_seconds: float

@@ -16,7 +16,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from enum import Enum
 from pathlib import Path
@@ -103,8 +102,7 @@ class _Book(Struct, frozen=True):
     days: Mapping[date, Day] = msgspec.field(default_factory=dict)
 
 
-@dataclass
-class DayStore:
+class DayStore(Struct):
     """The store in a folder; while it is open, no other run can use it (`day_store`)."""
 
     folder: Path

@@ -7,9 +7,10 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
+
+from msgspec import Struct
 
 from vllm_capacity.telemetry.window import Window, open_window, window_folders
 
@@ -52,8 +53,7 @@ def running_journal(name_or_path: str | Path) -> Path | None:
     return next((journal for journal in journals if journal.is_file()), None)
 
 
-@dataclass
-class Follower:
+class Follower(Struct):
     """Reads a journal as it grows: first everything in it, then what was appended since."""
 
     journal: Path

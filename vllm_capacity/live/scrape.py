@@ -19,13 +19,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import httpx
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 from msgspec.structs import replace
 
 from vllm_capacity.errors import InputError, NoTelemetryError, ParseError, SourceError, plain
@@ -57,8 +56,7 @@ class Keeper(Protocol):
         """Add these scrapes."""
 
 
-@dataclass
-class Journal:
+class Journal(Struct):
     """Saved scrapes on disk, appended one gzip member at a time; thread-safe.
 
     While one thread waits for the disk, what other threads append is collected and written at once.
@@ -102,8 +100,7 @@ def _member(scrape: Scrape, error: str) -> bytes:
     return gzip.compress(line.encode(), compresslevel=1)
 
 
-@dataclass(frozen=True)
-class _Clock:
+class _Clock(Struct, frozen=True):
     """The time of day when a run began, and a monotonic clock of the seconds since then."""
 
     run_unix_seconds: float = field(default_factory=time.time)
@@ -144,8 +141,7 @@ class _Outcome(Struct, frozen=True):
     doubt: str = ""
 
 
-@dataclass
-class _Tally:
+class _Tally(Struct):
     good: int = 0
     failed: int = 0
     last_error: str = ""

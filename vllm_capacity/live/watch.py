@@ -11,10 +11,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+
+from msgspec import Struct, field
 
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.assumptions import Assumptions
@@ -30,8 +31,7 @@ from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.timerange import TimeRange
 
 
-@dataclass
-class Recent:
+class Recent(Struct):
     """The scrapes of the last `seconds` from `targets` targets, in memory.
 
     They are also written to `journal`, if given. `append` is called from threads.
@@ -93,8 +93,7 @@ class Recent:
             yield found
 
 
-@dataclass
-class FromPrometheus:
+class FromPrometheus(Struct):
     """The last `seconds` in a Prometheus, read again for each analysis.
 
     `silent`: by instance, the servers whose last scrape failed; or Prometheus itself if it fails.

@@ -12,12 +12,11 @@ import math
 from codecs import getincrementaldecoder
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 from prometheus_client import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -106,8 +105,7 @@ def parse_families(text: str) -> list[Family]:
     return families
 
 
-@dataclass
-class ScrapeReader:
+class ScrapeReader(Struct):
     """Adds scrapes, in any order, to a `RowBuffer`.
 
     It remembers each target's latest layouts, so that few texts have to be parsed. When the buffer

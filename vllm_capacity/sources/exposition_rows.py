@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -26,8 +25,7 @@ def is_time(seconds: float) -> bool:
     return 0 < seconds < 1e11
 
 
-@dataclass
-class TargetRows:
+class TargetRows(Struct):
     """Adds the rows of one target's scrapes with the same layout to a buffer.
 
     `created_us` is the time of the oldest scrape that had the creation times of all series; later
@@ -126,8 +124,7 @@ class _Scalars(Struct, frozen=True):
         yield from zip(self.scalars, self.ids.tolist(), strict=True)
 
 
-@dataclass
-class _Histograms:
+class _Histograms(Struct):
     """The histograms of a layout, with their cumulative buckets concatenated.
 
     `can_be_together`: whether all buckets form histograms and none occurs twice. A histogram

@@ -14,7 +14,6 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -44,8 +43,7 @@ Row = dict[str, Any]
 _Answer = TypeVar("_Answer")
 
 
-@dataclass
-class Traffic:
+class Traffic(Struct):
     """The traffic so far: requests answered, and bytes on the wire."""
 
     answers: int = 0

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -102,8 +101,7 @@ def pull(
     )
 
 
-@dataclass
-class _Walk:
+class _Walk(Struct):
     """Runs the queries one after another, through the journal, and counts them."""
 
     server: Parseable
@@ -111,7 +109,7 @@ class _Walk:
     journal: AnswerCache
     progress: Callable[[Step], None]
     total: int = 0
-    done: int = field(default=0, init=False)
+    done: int = 0
 
     def before(self, stream: Stream, groups: list[Group]) -> Iterator[Chunk]:
         start = stream.time_range.start

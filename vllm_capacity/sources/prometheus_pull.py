@@ -18,7 +18,6 @@ complete.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
@@ -129,15 +128,14 @@ def _in_lists(names: Sequence[str], most: int) -> list[list[str]]:
     return [list(names[at : at + most]) for at in range(0, len(names), most)]
 
 
-@dataclass
-class _Asking:
+class _Asking(Struct):
     """Runs the queries one after another, through the cache, and counts them."""
 
     server: Prometheus
     cache: AnswerCache
     progress: Callable[[Step], None]
-    total: int = field(default=0, init=False)
-    done: int = field(default=0, init=False)
+    total: int = 0
+    done: int = 0
 
     def whole(
         self, names: Sequence[str], own: TimeRange, instances: Sequence[str] = ()

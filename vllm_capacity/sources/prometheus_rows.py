@@ -12,12 +12,11 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import polars as pl
-from msgspec import Struct
+from msgspec import Struct, field
 
 from vllm_capacity.errors import SourceError, plain
 from vllm_capacity.facts.metrics import keeps
@@ -64,8 +63,7 @@ def families(names: Sequence[str], kinds: Mapping[str, str]) -> Families:
     )
 
 
-@dataclass
-class _Known:
+class _Known(Struct):
     """The series seen so far, by id; `targets` has the labels added by the scraper, by instance."""
 
     targets: Mapping[str, set[tuple[str, str]]]
@@ -91,8 +89,7 @@ class _Known:
         return child.key.series_id
 
 
-@dataclass
-class SeriesReader:
+class SeriesReader(Struct):
     """Collects raw series; a child is one name and label set, with scalars and buckets separate.
 
     Which labels a scraper adds to every series of a target is only known once all are seen. Until

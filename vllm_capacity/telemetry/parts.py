@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 
 import polars as pl
-from msgspec import Struct
+from msgspec import Struct, field
 from msgspec.structs import replace
 
 from vllm_capacity.telemetry.rows import Rows
@@ -57,8 +56,7 @@ def _corrected(part: Callable[[], Tables], change: Correction) -> Tables:
     return change.applied(samples), change.applied(histograms)
 
 
-@dataclass
-class Held:
+class Held(Struct):
     """Tables kept in memory, in the order in which they were added."""
 
     _tables: list[Tables] = field(default_factory=list)
@@ -73,8 +71,7 @@ class Held:
         self._tables.append((samples, histograms))
 
 
-@dataclass
-class Spool:
+class Spool(Struct):
     """Tables kept in a folder, in the order in which they were added."""
 
     folder: Path

@@ -17,12 +17,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import polars as pl
-from msgspec import Struct
+from msgspec import Struct, field
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
@@ -79,8 +78,7 @@ def counted_rows(series: pl.DataFrame, tables: Tables) -> pl.DataFrame:
     return _seen(tables, series.filter(pl.col("kind").is_in(DIFFERENCED)))
 
 
-@dataclass
-class _Numbers:
+class _Numbers(Struct):
     """Numbers the scrapes of each target consecutively from 1, chunk by chunk."""
 
     _counts: dict[str, int] = field(default_factory=dict)
@@ -94,8 +92,7 @@ class _Numbers:
         return numbered
 
 
-@dataclass
-class Presence:
+class Presence(Struct):
     """Records in which scrapes of its target each series appears or vanishes, chunk by chunk."""
 
     _last: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=_SEEN))
@@ -350,8 +347,7 @@ def _histories(own: pl.DataFrame, series: pl.DataFrame) -> dict[int, _History]:
     return found
 
 
-@dataclass
-class Relabelling:
+class Relabelling(Struct):
     """Which series continue which (`into`), and which count from their first value (`untied`).
 
     `own` are the rows of all series that vanish or appear.

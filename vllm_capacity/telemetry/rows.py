@@ -25,13 +25,12 @@ import json
 import math
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 import numpy as np
 import polars as pl
-from msgspec import Struct
+from msgspec import Struct, field
 from numpy.typing import NDArray
 
 UTC_MICROSECONDS = pl.Datetime("us", "UTC")
@@ -119,8 +118,7 @@ class SeriesKey(Struct, frozen=True):
         return int.from_bytes(digest, "big", signed=True)
 
 
-@dataclass
-class _Columns:
+class _Columns(Struct):
     """The columns that samples and histogram states have in common, as typed arrays."""
 
     series_id: array[int] = field(default_factory=lambda: array("q"))
@@ -157,12 +155,10 @@ class _Columns:
         return pl.DataFrame(columns)
 
 
-@dataclass
 class _Samples(_Columns):
     value: array[float] = field(default_factory=lambda: array("d"))
 
 
-@dataclass
 class _Histograms(_Columns):
     count: array[float] = field(default_factory=lambda: array("d"))
     total: array[float] = field(default_factory=lambda: array("d"))
@@ -174,8 +170,7 @@ def _instants(microseconds: pl.Series) -> pl.Series:
     return microseconds.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
 
 
-@dataclass
-class RowBuffer:
+class RowBuffer(Struct):
     """Collects rows one by one into columns, for sources that read text instead of tables."""
 
     _ids: dict[SeriesKey, int] = field(default_factory=dict)

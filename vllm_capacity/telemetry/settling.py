@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
 import polars as pl
+from msgspec import Struct, field
 from msgspec.structs import replace
 
 from vllm_capacity.telemetry.clocks import correction_in_parts
@@ -158,8 +158,7 @@ def _bounds(heights: Sequence[Counter[datetime]], most: int) -> Iterator[tuple[d
         yield start, hour + _HOUR
 
 
-@dataclass
-class _Facts:
+class _Facts(Struct):
     """Facts about all rows that must be known before any row can be finalized.
 
     They grow with series, restarts and relabeled series, but not with time.
@@ -267,8 +266,7 @@ def _both(before: pl.DataFrame | None, own: pl.DataFrame) -> pl.DataFrame:
     return own if before is None else pl.concat([before, own])
 
 
-@dataclass
-class _Runs:
+class _Runs(Struct):
     """Numbers the runs of each series, chunk by chunk.
 
     It keeps the last row of every series so far, with its run.

@@ -13,11 +13,10 @@ import shutil
 import tempfile
 from collections.abc import Container, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
-from msgspec import Struct
+from msgspec import Struct, field
 
 from vllm_capacity.holding import Pin, alone, private_folder
 from vllm_capacity.telemetry.bucket import Bucket
@@ -48,8 +47,7 @@ class Entry(Struct, frozen=True):
         return self.frames[name]
 
 
-@dataclass
-class Shelf:
+class Shelf(Struct):
     """The cached entries of one window and kind; `folder` is None if nothing can be written."""
 
     folder: Path | None
