@@ -42,6 +42,7 @@ ANSWER: dict[str, Any] = {
 _MAX_UNIX_SECONDS = 1e11
 _UnixSeconds = Annotated[float, msgspec.Meta(ge=-_MAX_UNIX_SECONDS, le=_MAX_UNIX_SECONDS)]
 _NO_VALUES = msgspec.Raw(b"[]")
+_OF_NUMBERS = b"0123456789+-.eE"
 _QUESTION_SECONDS = 60.0  # for requests about the server; queries use the client's timeout
 _Data = TypeVar("_Data")
 _Answer = TypeVar("_Answer")
@@ -110,8 +111,8 @@ def _read_matrix(content: bytes, at: str) -> Samples:
     found = decoded(content, _Success[_Matrix[_Series]], at=at, dialect="Prometheus")
     series = found.data.result
     texts = [bytes(each.values) for each in series]
-    numbers = _flat_numbers([text for text in texts if text != _NO_VALUES])
     lengths = [max(0, text.count(b"[") - 1) for text in texts]
+    numbers = _flat_numbers(texts, lengths)
     if numbers is None:
         typed = decoded(content, _Success[_Matrix[_TypedSeries]], at=at, dialect="Prometheus")
         lengths = [len(each.values) for each in typed.data.result]
@@ -122,12 +123,11 @@ def _read_matrix(content: bytes, at: str) -> Samples:
     return Samples(metrics, lengths, numbers[::2].copy(), numbers[1::2].copy(), warnings)
 
 
-def _flat_numbers(texts: Sequence[bytes]) -> NDArray[np.float64] | None:
+def _flat_numbers(texts: Sequence[bytes], lengths: Sequence[int]) -> NDArray[np.float64] | None:
     """All numbers of lists of `[seconds,"value"]`, in order; None if they have another form."""
-    joined = b",".join(texts)
-    samples = joined.count(b"[") - len(texts)
-    borders = [joined.count(text) for text in (b"],[", b',"', b'"]', b"]")]
-    if borders != [max(0, samples - 1), samples, samples, samples + len(texts)]:
+    joined = b",".join(text for text in texts if text != b"[]")
+    lists = (b"[" + b",".join([b'[,""]'] * length) + b"]" for length in lengths if length)
+    if joined.translate(None, _OF_NUMBERS) != b",".join(lists):
         return None
     bare = joined.translate(None, b"[]")
     try:
@@ -135,7 +135,7 @@ def _flat_numbers(texts: Sequence[bytes]) -> NDArray[np.float64] | None:
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
     numbers = np.array(flat, np.float64)
-    is_sound = numbers.size == 2 * samples and np.all(abs(numbers[::2]) <= _MAX_UNIX_SECONDS)
+    is_sound = numbers.size == 2 * sum(lengths) and np.all(abs(numbers[::2]) <= _MAX_UNIX_SECONDS)
     return numbers if is_sound else None
 
 
