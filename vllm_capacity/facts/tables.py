@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher, get_close_matches
 from functools import cache
 from io import StringIO
@@ -97,17 +97,33 @@ def read_rows(cls: type[Row], path: Path, *, is_own: bool = False) -> tuple[Row,
     shown = str(path) if is_own else path.name
     if missing := [field.name for field in known if field.name not in header]:
         raise InputError(f"{shown}, line 1: missing column {', '.join(missing)}.")
-    places = [(field, header.index(field.name)) for field in known]
+    places = [(field.name, header.index(field.name)) for field in known]
+    lists = [field.name for field in known if get_origin(field.type) is tuple]
     found = []
     for line, row in rows:
-        cells: dict[str, Any] = {
-            field.name: _value(row[place], field, where=f"{shown}, line {line}")
-            for field, place in places
-        }
-        if is_own:
+        texts = {name: row[place] for name, place in places if row[place]}
+        cells: dict[str, Any] = {**texts, **{n: texts[n].split() for n in lists if n in texts}}
+        if is_own and "source" in cells:
             cells["source"] = f"{OWN} ({path.name}, line {line}): {cells['source']}"
-        found.append(cls(**cells))
+        try:
+            found.append(msgspec.convert(cells, cls, strict=False))
+        except msgspec.ValidationError:
+            raise InputError(f"{shown}, line {line}: {_wrong(cells, texts, known)}.") from None
     return tuple(found)
+
+
+def _wrong(cells: Mapping[str, Any], texts: Mapping[str, str], fields: Sequence[FieldInfo]) -> str:
+    """Which of a row's cells is wrong, and why."""
+    for field in fields:
+        if field.name not in texts:
+            if field.required:
+                return f"{field.name} is empty"
+            continue
+        try:
+            msgspec.convert(cells[field.name], field.type, strict=False)
+        except msgspec.ValidationError as error:
+            return f"{field.name} is {texts[field.name]!r}. {error}"
+    return "its cells do not fit together"
 
 
 def _may_lack(field: FieldInfo, header: Sequence[str]) -> bool:
@@ -129,18 +145,6 @@ def _cells(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
                 "cell that contains a comma."
             )
     return header, rows
-
-
-def _value(cell: str, field: FieldInfo, *, where: str) -> object:
-    if not cell:
-        if field.required:
-            raise InputError(f"{where}: {field.name} is empty.")
-        return field.default
-    try:
-        words = cell.split() if get_origin(field.type) is tuple else cell
-        return msgspec.convert(words, field.type, strict=False)
-    except msgspec.ValidationError as error:
-        raise InputError(f"{where}: {field.name} is {cell!r}. {error}.") from None
 
 
 def suggest(

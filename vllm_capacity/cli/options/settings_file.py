@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, fields
 from difflib import get_close_matches
@@ -72,6 +71,8 @@ def read_settings_file(path: Path, *, deep: bool = False) -> SettingsFile:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"Cannot read the settings file {path}: {error}.") from None
+    import tomllib  # most commands read no settings
+
     try:
         content = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
