@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field, fields
 from inspect import signature
 
 import polars as pl
 import pytest
+from msgspec import field
+from msgspec.structs import asdict
 
 from vllm_capacity import api, charts, tables
 from vllm_capacity.assumptions import Assumptions, Slo, pricing
@@ -16,8 +17,7 @@ from vllm_capacity.telemetry.window import Answers, Window, open_window
 _MAX = 30
 
 
-@dataclass(frozen=True)
-class Counted(Window):
+class Counted(Window, frozen=True):
     """A window that keeps every query it is asked."""
 
     asked: list[tuple[str, str]] = field(default_factory=list)
@@ -31,10 +31,8 @@ class Counted(Window):
 @pytest.fixture(scope="module")
 def asked():
     opened = open_window("vllm-sweep")
-    own = {one.name: getattr(opened, one.name) for one in fields(opened)}
-    window = Counted(
-        **{**own, "answers": Answers()}
-    )  # without them its few rows would answer, not SQL
+    # Without cached answers its few rows would answer, not SQL.
+    window = Counted(**{**asdict(opened), "answers": Answers()})
     analysis = api.Analysis(
         window, window.extent, Assumptions(pricing(1.64), Slo(ttft_p95_seconds=2.0))
     )

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property, partial
 from statistics import median
 from typing import Self
 
 import polars as pl
-from msgspec.structs import replace
+from msgspec import Struct, field
+from msgspec.structs import force_setattr, replace
 
 from vllm_capacity.answer import (
     Answer,
@@ -115,8 +115,7 @@ _WITHOUT_FITS = ("_evidence", "engine_times", "_busiest")
 _WITHOUT_REPLAYS = ("saturation", "cost", "quality")
 
 
-@dataclass(frozen=True)
-class Analysis:
+class Analysis(Struct, frozen=True, dict=True):
     """A window (each query runs once), its time range, and the assumptions about it."""
 
     window: Window
@@ -126,7 +125,7 @@ class Analysis:
     def __post_init__(self) -> None:
         """Keep the window's query results as long as this analysis exists."""
         if self.window.answers is None:
-            object.__setattr__(self, "window", as_read(self.window, self.time_range))
+            force_setattr(self, "window", as_read(self.window, self.time_range))
 
     @classmethod
     def of(

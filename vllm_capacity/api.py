@@ -15,13 +15,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
+from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity import analysis, comparison
 from vllm_capacity import plan as planning
@@ -59,8 +60,7 @@ Instant = str | datetime | None
 Duration = str | float | timedelta
 
 
-@dataclass(frozen=True, repr=False)
-class Window:
+class Window(Struct, frozen=True):
     """A window of telemetry, or a time range of it: `w["08:10":"08:20"]`.
 
     Query it with `sql`, or `analyze` it with a price and latency targets.
@@ -150,8 +150,7 @@ class Window:
         return f"{self.name} · {names} · {engines} · {_span(self.time_range)}{made}"
 
 
-@dataclass(frozen=True, repr=False)
-class Analysis(analysis.Analysis):
+class Analysis(analysis.Analysis, frozen=True):
     """A time range of a window under a price and targets: figures, verdicts, frames and charts.
 
     Everything is computed once, on first access. Its charts show days and hours in `time_zone`.

@@ -1,6 +1,5 @@
 """What is answered from rows in memory is what the queries answer, to the last bit."""
 
-import dataclasses
 from datetime import timedelta
 
 import polars as pl
@@ -96,9 +95,7 @@ def rows(frame):
 def test_rows_in_memory_are_few_and_on_this_machine(examples, monkeypatch):
     window = open_window(examples / "vllm-sweep")
     assert isinstance(as_read(window, window.extent), FewRows)
-    away = dataclasses.replace(
-        window, manifest=replace(window.manifest, origin="s3://bucket/vllm-sweep")
-    )
+    away = replace(window, manifest=replace(window.manifest, origin="s3://bucket/vllm-sweep"))
     assert with_few_rows(away) is None
     monkeypatch.setattr(few_rows, "MAX_ROWS", 40_000)
     many = as_read(window, window.extent)

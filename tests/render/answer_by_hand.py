@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
@@ -202,12 +203,10 @@ def analysis(
 
     `made` are further cached properties, by name: `load_curve=None`.
     """
-    found = object.__new__(Analysis)
-    found.__dict__.update(
+    window = SimpleNamespace(answers=())
+    found = Analysis(window, TimeRange(START, END), assumptions or Assumptions())
+    vars(found).update(
         {
-            "window": None,
-            "time_range": TimeRange(START, END),
-            "assumptions": assumptions or Assumptions(),
             "answer": answer,
             "series": series,
             "costs": costs,

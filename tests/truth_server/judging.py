@@ -13,7 +13,6 @@ package judges by moments, an end may be a tenth beside them.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import shutil
@@ -78,7 +77,7 @@ def answers(path: Path, targets: Targets, *, with_plan: bool = True) -> Found:
     }
     demand = None
     if with_plan:
-        planned = plan(dataclasses.replace(analysis, assumptions=replace(priced, slo=Slo())))
+        planned = plan(replace(analysis, assumptions=replace(priced, slo=Slo())))
         found["replicas"] = planned.replicas
         demand = planned.demand_output_tokens_per_second.mid
     return Found(found, result.requests, result.cost.allocation_usd.mid, demand)

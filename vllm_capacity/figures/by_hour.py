@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
 from datetime import datetime
 from functools import cache, cached_property
 from importlib.metadata import version
@@ -22,7 +21,7 @@ from itertools import groupby
 from pathlib import Path
 
 import polars as pl
-from msgspec import Struct
+from msgspec import Struct, field
 
 from vllm_capacity.figures import traffic
 from vllm_capacity.figures.attempts import Attempts
@@ -61,8 +60,7 @@ class Kept(Struct, frozen=True):
     entry: Entry
 
 
-@dataclass(frozen=True)
-class HourlyWindow(Window):
+class HourlyWindow(Window, frozen=True):
     """A window for figures of one range, computed from the summaries of its pieces.
 
     Shipped queries read the rows at the ends of pieces; `hourly` returns the other frames. `sql`
@@ -160,7 +158,7 @@ def by_hour(
     pieces = tuple(kept_pieces(window, days, shelf))
     if not any(piece.is_cut for piece in cut):
         shelf.tidy()
-    own = {each.name: getattr(window, each.name) for each in fields(Window)}
+    own = {name: getattr(window, name) for name in Window.__struct_fields__}
     kept = {"time_range": time_range, "pieces": pieces, "shelf": shelf}
     found = HourlyWindow(**{**own, "answers": Answers(), **kept})
     vars(found)["extent"] = window.extent

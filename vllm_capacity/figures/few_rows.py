@@ -9,11 +9,11 @@ handful of rows. The SQL remains the definition of each query: results are bit-f
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any
 
 import polars as pl
+from msgspec import field
 
 from vllm_capacity.facts.metrics import GENERATION_TOKENS, KV_CACHE, REQUESTS, RUNNING
 from vllm_capacity.figures.pieces import NO_BASE
@@ -40,8 +40,7 @@ _OF_THE_SCRAPER = ("up", "scrape_duration_seconds")
 _OTHER_NOTES = (*_RELABELLED, "contradicted", "uncounted", "untimed")
 
 
-@dataclass(frozen=True)
-class FewRows(SortedWindow):
+class FewRows(SortedWindow, frozen=True):
     """A window with all rows in memory; its files are read only for the more complex queries."""
 
     notes: pl.DataFrame = field(default_factory=pl.DataFrame)
@@ -62,7 +61,7 @@ def with_few_rows(window: Window) -> FewRows | None:
     rows = sum(file.rows for file in window.manifest.files if file.table in TABLES)
     if window.manifest.origin is not None or rows > MAX_ROWS:
         return None
-    own = {each.name: getattr(window, each.name) for each in fields(Window)}
+    own = {name: getattr(window, name) for name in Window.__struct_fields__}
     found = FewRows(
         **{**own, "answers": Answers()},
         series=pl.concat(window.manifest.frames("series")),

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -257,7 +256,7 @@ def _own_window(window: Window, series: pl.DataFrame, rows: Base, base: Base) ->
         for name, frame in tables.items():
             stored(cursor, name, frame)
     here = replace(window.manifest, origin=None)  # complete: nothing to fetch from S3
-    inherited = {each.name: getattr(window, each.name) for each in fields(Window)}
+    inherited = {name: getattr(window, name) for name in Window.__struct_fields__}
     return SortedWindow(
         **{**inherited, "manifest": here, "database": own, "answers": Answers()},
         series=born,

@@ -9,7 +9,6 @@ result as on all rows. For other queries, all rows are read. Results are bit-for
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
 from datetime import timedelta
 
 import polars as pl
@@ -52,8 +51,7 @@ _OF_ATTEMPTS = ("attempts", "attempt_steps")
 _OF_THE_PART = ("scrape_increases", "gauge_samples", "adapters")  # per scrape, from $start on
 
 
-@dataclass(frozen=True)
-class ShortPart(Window):
+class ShortPart(Window, frozen=True):
     """A window for figures of a short time range, with the same results as from all rows.
 
     `here` has all rows of the pieces that overlap the range, and the rows at the ends of all other
@@ -147,7 +145,7 @@ def short_part(
         )
         for piece, entry in entries
     ]
-    own = {each.name: getattr(window, each.name) for each in fields(Window)}
+    own = {name: getattr(window, name) for name in Window.__struct_fields__}
     found = ShortPart(
         **{**own, "answers": Answers()},
         pieces=tuple(pieces),

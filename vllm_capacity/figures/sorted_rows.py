@@ -8,14 +8,13 @@ for these queries, sorting and grouping, is already done. The results are bit-fo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 import msgspec
 import numpy as np
 import polars as pl
-from msgspec import Struct
+from msgspec import Struct, field
 from numpy.typing import NDArray
 
 from vllm_capacity.telemetry.rows import microseconds
@@ -63,8 +62,7 @@ def _stretches(frame: pl.DataFrame, series_ids: pl.Series) -> list[tuple[int, in
     return list(zip(starts.tolist(), (ends - starts).tolist(), strict=True))
 
 
-@dataclass(frozen=True)
-class SortedWindow(Window):
+class SortedWindow(Window, frozen=True):
     """A window over a piece's rows: some queries read these directly, the rest use a database."""
 
     series: pl.DataFrame = field(default_factory=pl.DataFrame)

@@ -12,11 +12,12 @@ import re
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from vllm_capacity.errors import InputError
 from vllm_capacity.holding import private_folder
@@ -61,8 +62,7 @@ def parse_size(text: str) -> int:
     return size
 
 
-@dataclass(frozen=True, eq=False)
-class Database:
+class Database(Struct, frozen=True, eq=False, dict=True, weakref=True):
     """An in-memory database, created with its first cursor and removed with its last reference.
 
     `prepare` is called once, with a cursor, before any other use. All databases of a process share

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property, partial
 from importlib.resources import files
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 from msgspec import Struct
+from msgspec.structs import replace
 from polars import selectors
 
 from vllm_capacity.errors import InputError, WindowError
@@ -66,8 +66,7 @@ class Answers(dict[object, pl.DataFrame]):
             return self[key]
 
 
-@dataclass(frozen=True)
-class Window:
+class Window(Struct, frozen=True, dict=True):
     """A window of telemetry; query it with `sql`, or through the package's figures."""
 
     manifest: Manifest
