@@ -159,7 +159,7 @@ def _notes() -> list[str]:
         "images. The bare side starts the same kernel, runs one empty cell and writes nbconvert's "
         "HTML. Both run from bytecode, as installed packages do.",
         "- `figures` is the command on the whole recording, interpreter and imports included; its "
-        "goal is one second on an idle machine.",
+        "goal is 0.45 s on an idle machine.",
         "- `rollup` and `answers` read one day of one engine, the recorded sweep repeated end to "
         "end (`bench/engine_day.py`), in hourly files. Restarts were detected when it was written: "
         "that cost is in `writer`. The rollup also writes its Parquet.",

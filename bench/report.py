@@ -1,12 +1,11 @@
 """A whole report ÷ bare papermill and nbconvert on an empty notebook, from command to file."""
 
-import os
 import sys
 from pathlib import Path
 
 import nbformat
 
-from bench.measure import Ratio, by_turns, cost_of
+from bench.measure import Ratio, by_turns, cost_of, from_bytecode
 
 GOAL = "≤ 1.8×"
 BARE = """\
@@ -23,9 +22,7 @@ def measure(folder: Path, *, runs: int) -> list[Ratio]:
     empty = nbformat.v4.new_notebook(metadata={"kernelspec": PYTHON})
     empty.cells = [nbformat.v4.new_code_cell("")]
     nbformat.write(empty, folder / "empty.ipynb")
-    # Both sides run from bytecode, as installed packages do; the warm-up run writes it here.
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    os.environ["PYTHONPYCACHEPREFIX"] = str(folder / "bytecode")
+    from_bytecode()
     report = [sys.executable, "-m", "vllm_capacity", "report", "--window", "vllm-sweep"]
     ours, bare = by_turns(
         lambda: cost_of([*report, "--out", "reports"], folder=folder),

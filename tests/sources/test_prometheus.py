@@ -10,12 +10,15 @@ from urllib.parse import parse_qs
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from vllm_capacity.errors import SourceError
 from vllm_capacity.figures.makes import target_labels
 from vllm_capacity.live.pull import pull_prometheus
 from vllm_capacity.selector import selector
+from vllm_capacity.sources import prometheus
 from vllm_capacity.sources.answers import AnswerCache
 from vllm_capacity.sources.prometheus import Prometheus
 from vllm_capacity.sources.prometheus_pull import prometheus_in_parts, read_prometheus
@@ -184,6 +187,40 @@ def test_a_value_that_is_no_number_is_refused(text):
         pytest.raises(SourceError, match="not a number"),
     ):
         Prometheus(client).answer(["up"], PART)
+
+
+NUMBERS = st.sampled_from([*SPELLED, "7", "-0.5", "+Inf", "Infinity", "one", ""])
+SECONDS = st.sampled_from(["1795507200", "1795507200.125", "1e9", "-1", "1e12", "null"])
+SAMPLES = st.builds('[{},"{}"]'.format, SECONDS, NUMBERS)
+NO_SAMPLES = st.sampled_from(['[1,"2","3"]', "[4]", '["5","6"]', "[7,8]", '[9,["1"]]', "[]"])
+
+
+@given(
+    st.lists(st.lists(st.one_of(SAMPLES, NO_SAMPLES), max_size=2), max_size=2),
+    st.tuples(st.floats(0, 1), st.integers(0, 2), st.sampled_from('[],"1')) | st.none(),
+)
+def test_numbers_read_as_one_list_are_those_read_one_by_one(series, damage):
+    """And what is no list of samples is refused, wherever a character is missing or too many."""
+    values = ";".join(f"[{','.join(samples)}]" for samples in series)
+    if damage is not None:
+        share, deleted, inserted = damage
+        at = round(share * len(values))
+        values = values[:at] + inserted + values[at + deleted :]
+    result = ",".join(f'{{"metric":{{}},"values":{each}}}' for each in values.split(";"))
+    body = f'{{"status":"success","data":{{"resultType":"matrix","result":[{result}]}}}}'.encode()
+
+    def outcome():
+        try:
+            found = prometheus._read_matrix(body, "there")
+        except SourceError as error:
+            return str(error)
+        return found.lengths, repr(found.seconds.tolist()), repr(found.values.tolist())
+
+    together = outcome()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(prometheus, "_flat_numbers", lambda texts, lengths: None)
+        one_by_one = outcome()
+    assert together == one_by_one
 
 
 def test_every_hour_of_a_range_is_there_and_the_last_state_before_it():

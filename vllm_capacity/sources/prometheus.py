@@ -42,7 +42,7 @@ ANSWER: dict[str, Any] = {
 _MAX_UNIX_SECONDS = 1e11
 _UnixSeconds = Annotated[float, msgspec.Meta(ge=-_MAX_UNIX_SECONDS, le=_MAX_UNIX_SECONDS)]
 _NO_VALUES = msgspec.Raw(b"[]")
-_OF_NUMBERS = b"0123456789+-.eE"
+_OF_NUMBERS = b"0123456789+-.eENa"
 _QUESTION_SECONDS = 60.0  # for requests about the server; queries use the client's timeout
 _Data = TypeVar("_Data")
 _Answer = TypeVar("_Answer")
