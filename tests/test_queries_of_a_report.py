@@ -8,7 +8,6 @@ from inspect import signature
 import polars as pl
 import pytest
 from msgspec import field
-from msgspec.structs import asdict
 
 from vllm_capacity import api, charts, tables
 from vllm_capacity.assumptions import Assumptions, Slo, pricing
@@ -32,7 +31,7 @@ class Counted(Window, frozen=True):
 def asked():
     opened = open_window("vllm-sweep")
     # Without cached answers its few rows would answer, not SQL.
-    window = Counted(**{**asdict(opened), "answers": Answers()})
+    window = Counted(**{**opened.fields, "answers": Answers()})
     analysis = api.Analysis(
         window, window.extent, Assumptions(pricing(1.64), Slo(ttft_p95_seconds=2.0))
     )

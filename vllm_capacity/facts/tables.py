@@ -112,9 +112,9 @@ def read_rows(cls: type[Row], path: Path, *, is_own: bool = False) -> tuple[Row,
     return tuple(found)
 
 
-def _wrong(cells: Mapping[str, Any], texts: Mapping[str, str], fields: Sequence[FieldInfo]) -> str:
+def _wrong(cells: Mapping[str, Any], texts: Mapping[str, str], known: Sequence[FieldInfo]) -> str:
     """Which of a row's cells is wrong, and why."""
-    for field in fields:
+    for field in known:
         if field.name not in texts:
             if field.required:
                 return f"{field.name} is empty"

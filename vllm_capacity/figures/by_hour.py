@@ -158,9 +158,8 @@ def by_hour(
     pieces = tuple(kept_pieces(window, days, shelf))
     if not any(piece.is_cut for piece in cut):
         shelf.tidy()
-    own = {name: getattr(window, name) for name in Window.__struct_fields__}
     kept = {"time_range": time_range, "pieces": pieces, "shelf": shelf}
-    found = HourlyWindow(**{**own, "answers": Answers(), **kept})
+    found = HourlyWindow(**{**window.fields, "answers": Answers(), **kept})
     vars(found)["extent"] = window.extent
     return found
 

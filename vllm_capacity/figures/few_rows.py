@@ -61,9 +61,8 @@ def with_few_rows(window: Window) -> FewRows | None:
     rows = sum(file.rows for file in window.manifest.files if file.table in TABLES)
     if window.manifest.origin is not None or rows > MAX_ROWS:
         return None
-    own = {name: getattr(window, name) for name in Window.__struct_fields__}
     found = FewRows(
-        **{**own, "answers": Answers()},
+        **{**window.fields, "answers": Answers()},
         series=pl.concat(window.manifest.frames("series")),
         notes=pl.concat(window.manifest.frames("intake")),
         samples=_sorted_rows(window, "samples", NO_BASE.samples),

@@ -256,9 +256,8 @@ def _own_window(window: Window, series: pl.DataFrame, rows: Base, base: Base) ->
         for name, frame in tables.items():
             stored(cursor, name, frame)
     here = replace(window.manifest, origin=None)  # complete: nothing to fetch from S3
-    inherited = {name: getattr(window, name) for name in Window.__struct_fields__}
     return SortedWindow(
-        **{**inherited, "manifest": here, "database": own, "answers": Answers()},
+        **{**window.fields, "manifest": here, "database": own, "answers": Answers()},
         series=born,
         samples=SortedRows(base.samples, rows.samples),
         histograms=SortedRows(base.histograms, rows.histograms),

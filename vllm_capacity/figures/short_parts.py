@@ -145,9 +145,8 @@ def short_part(
         )
         for piece, entry in entries
     ]
-    own = {name: getattr(window, name) for name in Window.__struct_fields__}
     found = ShortPart(
-        **{**own, "answers": Answers()},
+        **{**window.fields, "answers": Answers()},
         pieces=tuple(pieces),
         here=connected(window, pieces),
         shelf=shelf,

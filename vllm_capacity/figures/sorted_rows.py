@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
-import msgspec
 import numpy as np
 import polars as pl
 from msgspec import Struct, field
@@ -30,8 +29,8 @@ ORDER = ["metric", "instance", "engine", "labels"]
 class SortedRows(Struct, frozen=True):
     """Samples or histograms of a piece and of its base, each sorted by series and time."""
 
-    base: pl.DataFrame = msgspec.field(default_factory=pl.DataFrame)
-    own: pl.DataFrame = msgspec.field(default_factory=pl.DataFrame)
+    base: pl.DataFrame = field(default_factory=pl.DataFrame)
+    own: pl.DataFrame = field(default_factory=pl.DataFrame)
 
     def of(self, series_ids: pl.Series) -> tuple[pl.DataFrame, Indices]:
         """The rows by series, in this order, and time; and per row, its index in `series_ids`."""

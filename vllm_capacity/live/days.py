@@ -22,7 +22,7 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 from msgspec.structs import replace
 
 from vllm_capacity.errors import InputError, NoTelemetryError, WindowError
@@ -99,7 +99,7 @@ Pull = Callable[[TimeRange, Path], object]
 
 class _Book(Struct, frozen=True):
     source: Source
-    days: Mapping[date, Day] = msgspec.field(default_factory=dict)
+    days: Mapping[date, Day] = field(default_factory=dict)
 
 
 class DayStore(Struct):

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Protocol
 
 import httpx
-import msgspec
 from msgspec import Struct, field
 from msgspec.structs import replace
 
@@ -131,7 +130,7 @@ class Progress(Struct, frozen=True):
     good: int
     failed: int
     last_error: str
-    silent: Mapping[str, str] = msgspec.field(default_factory=dict)
+    silent: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Outcome(Struct, frozen=True):

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-import msgspec
 from msgspec import Struct, field
 from prometheus_client import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
@@ -56,7 +55,7 @@ class Scrape(Struct, frozen=True):
     run_unix_seconds: float | None = None
     at_seconds: float | None = None
     error: str = ""
-    labels: Mapping[str, str] = msgspec.field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ts_us(self) -> int:

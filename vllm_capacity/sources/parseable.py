@@ -18,8 +18,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import httpx
-import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
 from vllm_capacity.errors import InputError, SourceError
 from vllm_capacity.sources import parseable_shapes as shapes
@@ -55,7 +54,7 @@ class Parseable(Struct, frozen=True):
 
     client: httpx.Client
     pause: Callable[[float], None] = time.sleep
-    traffic: Traffic = msgspec.field(default_factory=Traffic)
+    traffic: Traffic = field(default_factory=Traffic)
 
     @property
     def address(self) -> str:

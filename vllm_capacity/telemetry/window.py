@@ -76,6 +76,11 @@ class Window(Struct, frozen=True, dict=True):
     """Cached answers of shipped queries and frames derived from them, if cached (`remembering`)."""
 
     @property
+    def fields(self) -> dict[str, Any]:
+        """The fields of a `Window` by name, from which its subclasses are made."""
+        return {name: getattr(self, name) for name in Window.__struct_fields__}
+
+    @property
     def path(self) -> Path:
         """The window's folder."""
         return self.manifest.path
