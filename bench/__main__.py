@@ -57,6 +57,8 @@ def main() -> None:
     )
     parser.add_argument("--date", type=date.fromisoformat, default=datetime.now(UTC).date())
     asked = parser.parse_args()
+    # Both sides run from bytecode, as installed packages do; warm-up runs write it.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     unknown = sorted(set(asked.names) - set(names))
     if unknown:
         parser.error(f"no benchmark {', '.join(unknown)}; available: {', '.join(names)}")

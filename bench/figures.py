@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from bench.measure import Ratio, by_turns, cost_of, from_bytecode
+from bench.measure import Ratio, by_turns, cost_of
 from vllm_capacity.telemetry.window import open_window
 
 BARE = """\
@@ -15,7 +15,6 @@ for table, value in (("samples", "value"), ("histograms", "sum")):
 
 
 def measure(folder: Path, *, runs: int) -> list[Ratio]:
-    from_bytecode()
     window = str(open_window("vllm-sweep").path)
     ours, bare = by_turns(
         lambda: cost_of(

@@ -58,11 +58,6 @@ class Cost:
     cpu_seconds: float
 
 
-def from_bytecode() -> None:
-    """Let commands run from bytecode, as installed packages do; a warm-up run writes it."""
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-
-
 def cost_of(command: list[str], *, folder: Path) -> Cost:
     """What the command took, run in the folder; CalledProcessError where it failed."""
     before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import nbformat
 
-from bench.measure import Ratio, by_turns, cost_of, from_bytecode
+from bench.measure import Ratio, by_turns, cost_of
 
 GOAL = "≤ 1.8×"
 BARE = """\
@@ -22,7 +22,6 @@ def measure(folder: Path, *, runs: int) -> list[Ratio]:
     empty = nbformat.v4.new_notebook(metadata={"kernelspec": PYTHON})
     empty.cells = [nbformat.v4.new_code_cell("")]
     nbformat.write(empty, folder / "empty.ipynb")
-    from_bytecode()
     report = [sys.executable, "-m", "vllm_capacity", "report", "--window", "vllm-sweep"]
     ours, bare = by_turns(
         lambda: cost_of([*report, "--out", "reports"], folder=folder),

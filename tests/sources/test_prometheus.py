@@ -200,7 +200,7 @@ NO_SAMPLES = st.sampled_from(['[1,"2","3"]', "[4]", '["5","6"]', "[7,8]", '[9,["
     st.tuples(st.floats(0, 1), st.integers(0, 2), st.sampled_from('[],"1')) | st.none(),
 )
 def test_numbers_read_as_one_list_are_those_read_one_by_one(series, damage):
-    """And what is no list of samples is refused, wherever a character is missing or too many."""
+    """Both ways accept and refuse the same answers, also damaged ones."""
     values = ";".join(f"[{','.join(samples)}]" for samples in series)
     if damage is not None:
         share, deleted, inserted = damage

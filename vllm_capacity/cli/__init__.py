@@ -30,7 +30,7 @@ DEBUG = "VLLM_CAPACITY_DEBUG"
 OWN_FACTS = "VLLM_CAPACITY_FACTS"
 SETTINGS = "VLLM_CAPACITY_SETTINGS"
 _BUG = 70
-_OBJECTS_PER_COLLECTION = 200_000
+_OBJECTS_PER_COLLECTION = 200_000  # more than a small window takes
 _LONGEST = 2_000
 _SYSTEM_ERROR = re.compile(r"\(os error (\d{1,3})\)")
 _CREDENTIALS = re.compile(r"(?<=\w):/{1,3}\S*@")  # paths keep one slash of a URL

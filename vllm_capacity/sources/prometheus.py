@@ -41,7 +41,8 @@ ANSWER: dict[str, Any] = {
 }
 _MAX_UNIX_SECONDS = 1e11
 _UnixSeconds = Annotated[float, msgspec.Meta(ge=-_MAX_UNIX_SECONDS, le=_MAX_UNIX_SECONDS)]
-_NO_VALUES = msgspec.Raw(b"[]")
+_EMPTY = b"[]"
+_NO_VALUES = msgspec.Raw(_EMPTY)
 _OF_NUMBERS = b"0123456789+-.eENa"
 _QUESTION_SECONDS = 60.0  # for requests about the server; queries use the client's timeout
 _Data = TypeVar("_Data")
@@ -125,7 +126,7 @@ def _read_matrix(content: bytes, at: str) -> Samples:
 
 def _flat_numbers(texts: Sequence[bytes], lengths: Sequence[int]) -> NDArray[np.float64] | None:
     """All numbers of lists of `[seconds,"value"]`, in order; None if they have another form."""
-    joined = b",".join(text for text in texts if text != b"[]")
+    joined = b",".join(text for text in texts if text != _EMPTY)
     lists = (b"[" + b",".join([b'[,""]'] * length) + b"]" for length in lengths if length)
     if joined.translate(None, _OF_NUMBERS) != b",".join(lists):
         return None
