@@ -16,7 +16,6 @@ _UNITS_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "
 _LONGEST_SECONDS = 36525 * 86400.0
 # Within these years, no UTC offset or look back or ahead goes beyond the calendar.
 _YEARS = range(1900, 2200)
-_HOUR = timedelta(hours=1)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
 
 
@@ -55,10 +54,15 @@ class TimeRange(Struct, frozen=True):
 
 def hours(time_range: TimeRange) -> list[TimeRange]:
     """The range split at UTC hours."""
-    parts = []
-    start = time_range.start
+    return split(time_range, 60)
+
+
+def split(time_range: TimeRange, minutes: int) -> list[TimeRange]:
+    """The range split at multiples of so many minutes of a UTC hour, at most 60."""
+    parts, start = [], time_range.start
     while start < time_range.end:
-        end = min(start.replace(minute=0, second=0, microsecond=0) + _HOUR, time_range.end)
+        whole = start.replace(minute=start.minute // minutes * minutes, second=0, microsecond=0)
+        end = min(whole + timedelta(minutes=minutes), time_range.end)
         parts.append(TimeRange(start, end))
         start = end
     return parts

@@ -6,6 +6,7 @@ That the real one's samples are those that were served is in integration/test_so
 import json
 import re
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from urllib.parse import parse_qs
 
 import httpx
@@ -21,9 +22,9 @@ from vllm_capacity.selector import selector
 from vllm_capacity.sources import prometheus
 from vllm_capacity.sources.answers import AnswerCache
 from vllm_capacity.sources.prometheus import Prometheus
-from vllm_capacity.sources.prometheus_pull import prometheus_in_parts, read_prometheus
+from vllm_capacity.sources.prometheus_pull import prometheus_slices, read_prometheus, read_slice
 from vllm_capacity.sources.prometheus_rows import families
-from vllm_capacity.telemetry.parts import Held, Spool
+from vllm_capacity.sources.slices import gathered, one_by_one
 from vllm_capacity.telemetry.store import write_window
 from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.timerange import TimeRange
@@ -248,17 +249,15 @@ def test_a_pull_that_goes_on_asks_only_for_what_could_still_grow(tmp_path):
 
     def pulled(asked):
         with serving(asked) as client:
-            rows = prometheus_in_parts(
-                Prometheus(client),
-                time_range,
-                raw=Spool(tmp_path / f"{len(asked)}"),
-                spool=Held(),
+            server = Prometheus(client)
+            return gathered(
+                prometheus_slices(server, time_range),
+                one_by_one(partial(read_slice, server)),
                 cache=AnswerCache(tmp_path / "answers", now),
             )
-            return rows.whole().samples
 
-    before = pulled(first)
-    assert_frame_equal(pulled(again), before)
+    before = [part() for part in pulled(first)]
+    assert [part() for part in pulled(again)] == before
     assert (len(first), len(again)) == (5, 1)
 
 

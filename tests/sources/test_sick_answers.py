@@ -227,7 +227,7 @@ def test_warnings_of_prometheus_about_missing_data_are_in_the_quality_report():
     def warning(content):
         return json.dumps(json.loads(content) | {"warnings": ["\x1b[31m store 2 is down"]}).encode()
 
-    transport = httpx.MockTransport(Sick(prometheus, 3, warning))
+    transport = httpx.MockTransport(Sick(prometheus, 4, warning))
     with httpx.Client(base_url="http://p", transport=transport) as client:
         ingest_notes = read_prometheus(Prometheus(client), PART).ingest_notes
     assert ingest_notes.select("check", "subject", "detail").rows() == [

@@ -1,5 +1,7 @@
 """A stand-in of Prometheus: series in memory, and the few shapes of queries that a pull asks.
 
+Values of a label are those of all time.
+
 Raw samples of a range (open at its left), the last value in each minute, and falls in two.
 """
 
@@ -25,8 +27,10 @@ def prometheus(series: Wire, asked: list[str] | None = None) -> httpx.MockTransp
 
     def handler(request: httpx.Request) -> httpx.Response:
         if request.url.path.endswith("values"):
-            names = sorted({json.loads(key)["__name__"] for key in series})
-            return httpx.Response(200, json={"status": "success", "data": names})
+            label, selector = request.url.path.split("/")[-2], request.url.params.get("match[]", "")
+            found = {labels.get(label) for labels, _ in _selected(series, selector)}
+            data = sorted(value for value in found if value)
+            return httpx.Response(200, json={"status": "success", "data": data})
         if request.url.path.endswith("metadata"):
             return httpx.Response(404)
         form = {key: value[0] for key, value in parse_qs(request.content.decode()).items()}

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -26,14 +27,16 @@ from vllm_capacity.live.access import (
     trusting,
 )
 from vllm_capacity.selector import selector
-from vllm_capacity.sources.answers import AnswerCache, Step
+from vllm_capacity.sources import parquet, prometheus_pull
+from vllm_capacity.sources.answers import LATE, AnswerCache, Step
 from vllm_capacity.sources.http import address
-from vllm_capacity.sources.parquet import LATE, open_store, read_stream
+from vllm_capacity.sources.parquet import StreamSlice, open_store, stream_slices
 from vllm_capacity.sources.parseable import Parseable
 from vllm_capacity.sources.parseable_pull import PullRequest, pull
 from vllm_capacity.sources.parseable_rows import downsampled_rows, whole_rows
 from vllm_capacity.sources.prometheus import Prometheus
-from vllm_capacity.sources.prometheus_pull import prometheus_in_parts
+from vllm_capacity.sources.prometheus_pull import PrometheusSlice, prometheus_slices
+from vllm_capacity.sources.slices import Read, gathered, one_by_one
 from vllm_capacity.telemetry.parts import Spool
 from vllm_capacity.telemetry.store import put_window, reserved
 from vllm_capacity.telemetry.window import open_window
@@ -201,14 +204,28 @@ def pull_files(
     time_range: TimeRange | None = None,
     *,
     late: timedelta = LATE,
+    now: datetime | None = None,
+    read: Read[StreamSlice] | None = None,
+    progress: Callable[[Step], None] = lambda step: None,
 ) -> Path:
     """The window written at `target` from Parseable's own files; without a range, the whole stream.
 
-    InputError if the store or stream does not exist; then no window is left.
+    Data is read by the hour of its arrival: by `read`, or else in this process with one hour in
+    memory. With `now`, the hours that a killed pull to the same target has read are reused, except
+    those that could still grow at that time. InputError if the store or stream does not exist; then
+    no window is left.
     """
     note = {"source": "Parseable files", "origin": location, "stream": stream, "grain": "scrape"}
     with reserved(target) as place:
-        rows = read_stream(open_store(location), stream, time_range, late=late)
+        store = open_store(location)
+        slices = stream_slices(store, stream, time_range, late=late)
+        parts = gathered(
+            slices,
+            read or one_by_one(partial(parquet.read_slice, store)),
+            cache=AnswerCache(place.answers, now),
+            progress=progress,
+        )
+        rows = parquet.rows_of_slices(slices, parts, Spool(place.incoming))
         return put_window(place, rows, note | _requested(time_range))
 
 
@@ -253,15 +270,16 @@ def pull_prometheus(
     target: Path,
     *,
     now: datetime | None = None,
+    read: Read[PrometheusSlice] | None = None,
     progress: Callable[[Step], None] = lambda step: None,
     is_downsampled: bool = False,
 ) -> Path:
     """The window written at `target` from Prometheus or a server with its API.
 
     It has every sample, or, downsampled, every gauge sample and one state per minute of counters
-    and histograms (`sources/prometheus_pull.py`). Data is fetched by the hour and at most one hour
-    is in memory. With `now`, the answers that a killed pull to the same target has fetched are
-    reused, except those that could still grow at that time.
+    and histograms (`sources/prometheus_pull.py`). Data is read in slices of up to an hour: by
+    `read`, or else in this process with one slice in memory. With `now`, the slices that a killed
+    pull to the same target has read are reused, except those that could still grow at that time.
     """
     note = {"source": "Prometheus", "origin": server.address, "grain": "scrape"}
     if is_downsampled:
@@ -269,15 +287,13 @@ def pull_prometheus(
     if server.only is not None:
         note["match"] = str(server.only)
     with reserved(target) as place:
-        rows = prometheus_in_parts(
-            server,
-            time_range,
-            raw=Spool(place.incoming / "raw"),
-            spool=Spool(place.incoming),
+        parts = gathered(
+            prometheus_slices(server, time_range, is_downsampled=is_downsampled),
+            read or one_by_one(partial(prometheus_pull.read_slice, server)),
             cache=AnswerCache(place.answers, now),
             progress=progress,
-            is_downsampled=is_downsampled,
         )
+        rows = prometheus_pull.rows_of_slices(parts, time_range, Spool(place.incoming))
         return put_window(place, rows, note | _requested(time_range))
 
 

@@ -4,19 +4,14 @@ A collector turns a scrape into points: name, kind, attributes, and a resource f
 Parseable stores each point as a row, with its attributes and the resource's as columns. A dot in
 the name distinguishes them: every resource attribute has one, no label of a Prometheus target
 does. Resource attributes that say where and for whom the server runs also become labels.
-
-Both readers convert their rows to the relation `points` (one row per data point):
-identity (a hash of name, kind, instance, job, bounds and labels), metric_name, wire_kind, instance,
-job, bounds, one column per label, then ts, arrived, started (naive UTC), value, count, sum, counts,
-flags.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 
 import duckdb
 import polars as pl
@@ -24,21 +19,16 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from vllm_capacity.errors import NoTelemetryError
-from vllm_capacity.facts.metrics import Kind, Match, canonical_name, keeps, match
+from vllm_capacity.facts.metrics import Kind, Match, canonical_name, match
 from vllm_capacity.telemetry.processes import BOOKKEEPING
 from vllm_capacity.telemetry.rows import (
-    HISTOGRAMS_SCHEMA,
-    INGEST_NOTES_SCHEMA,
-    SAMPLES_SCHEMA,
     UTC_MICROSECONDS,
-    Rows,
     SeriesKey,
     series_frame,
 )
 
+_Key = TypeVar("_Key")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-LATE_SECONDS = 60  # a batch is normally sent within ten seconds
-AHEAD_SECONDS = 5  # tolerance between clocks; nothing arrives before its sample
 # Added by Prometheus or a collector, not by the server.
 _TARGET_LABELS = frozenset({"job", "instance", "le", "quantile", "__name__"})
 # OpenTelemetry's resource attributes that say where and for whom a server runs.
@@ -128,7 +118,7 @@ class Child(Struct, frozen=True):
     started: datetime | None = None
 
 
-def serving(children: Mapping[int, Child]) -> dict[int, Child]:
+def serving(children: Mapping[_Key, Child]) -> dict[_Key, Child]:
     """The series that belong to inference servers, by the same keys.
 
     A store may hold other targets (nodes, GPUs, the collector itself), whose `up` and start times
@@ -148,36 +138,6 @@ def serving(children: Mapping[int, Child]) -> dict[int, Child]:
         for name, child in children.items()
         if child.key.instance in instances or child.job in jobs
     }
-
-
-def rows_from_points(
-    connection: duckdb.DuckDBPyConnection, labels: Sequence[str], *, since: datetime = EPOCH
-) -> Rows:
-    """The canonical rows of the relation `points` on this connection.
-
-    Staleness markers are dropped and noted; late points and points that lost their value are
-    noted if sampled from `since` on. Duplicates stay: the store counts and drops them.
-    """
-    children = serving(_children(connection, labels))
-    connection.register("children", _children_frame(children))
-    try:
-        samples = read(connection, query_text("points_samples"))
-        histograms = read(connection, query_text("points_histograms"))
-        ingest_notes = read(
-            connection,
-            query_text("points_intake"),
-            late_seconds=LATE_SECONDS,
-            ahead_seconds=AHEAD_SECONDS,
-            since_seconds=since.timestamp(),
-        )
-    finally:
-        connection.unregister("children")
-    return Rows(
-        series_of(children.values(), begin=since.astimezone(UTC).replace(tzinfo=None)),
-        as_schema(samples, SAMPLES_SCHEMA),
-        as_schema(histograms, HISTOGRAMS_SCHEMA),
-        as_schema(ingest_notes, INGEST_NOTES_SCHEMA),
-    )
 
 
 def series_of(children: Iterable[Child], *, begin: datetime | None = None) -> pl.DataFrame:
@@ -230,44 +190,3 @@ def as_schema(frame: pl.DataFrame, schema: Mapping[str, Any]) -> pl.DataFrame:
             column = column.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
         columns.append(column.cast(dtype).alias(name))
     return frame.select(columns)
-
-
-def _children(connection: duckdb.DuckDBPyConnection, labels: Sequence[str]) -> dict[int, Child]:
-    """Every series in `points` that is kept, by identity."""
-    rows = read(connection, query_text("points_children")).to_dicts()
-    jobs: dict[str, set[str]] = {}
-    for row in rows:
-        if row["metric_name"] == "up":
-            jobs.setdefault(row["instance"], set()).add(row["job"])
-    children = {
-        row["identity"]: Child(
-            wire := Wire.of(row["metric_name"], row["wire_kind"]),
-            wire.key(
-                row["instance"],
-                {label: row[label] for label in labels if row[label] is not None},
-                None if row["bounds"] is None else tuple(row["bounds"]),
-            ),
-            row["job"],
-            row["first"],
-            row["started"],
-        )
-        for row in rows
-        if keeps(row["metric_name"])
-    }
-    return {
-        identity: replace(child, key=of_job(child.key, child.job, jobs.get(child.key.instance, ())))
-        for identity, child in children.items()
-    }
-
-
-def _children_frame(children: Mapping[int, Child]) -> pl.DataFrame:
-    return pl.DataFrame(
-        {
-            "identity": pl.Series(list(children), dtype=pl.UInt64),
-            "series_id": [child.key.series_id for child in children.values()],
-            "alias_priority": pl.Series(
-                [child.wire.alias_priority for child in children.values()], dtype=pl.Int8
-            ),
-            "scale": [child.wire.scale for child in children.values()],
-        }
-    )

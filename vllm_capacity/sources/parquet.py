@@ -14,28 +14,26 @@ machine without internet cannot do. s3fs (the extra `s3`) takes credentials from
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
 import duckdb
-import polars as pl
 from msgspec import Struct
 
 from vllm_capacity.errors import InputError, NoTelemetryError, SourceError
-from vllm_capacity.sources.otlp import EPOCH, rows_from_points
+from vllm_capacity.sources.answers import LATE, LOOKBACK, SKEW, AnswerCache
+from vllm_capacity.sources.otlp import EPOCH
+from vllm_capacity.sources.otlp_rows import NOTHING, part_of_points, rows_of_points
 from vllm_capacity.sources.parseable_queries import duckdb_projection, duckdb_type, resolve
+from vllm_capacity.sources.slices import Slice, cut_in_parts, during, gathered, one_by_one
 from vllm_capacity.telemetry.bucket import failed, opened_filesystem
-from vllm_capacity.telemetry.parts import RowsInParts, Tables
+from vllm_capacity.telemetry.parts import Held, RowsInParts, Spool
 from vllm_capacity.telemetry.rows import Rows
 from vllm_capacity.timerange import TimeRange, iso
 
-LATE = timedelta(hours=2)
-# How far before the start to look for a series' last sample, and how far clocks may differ.
-LOOKBACK = timedelta(hours=1)
-SKEW = timedelta(minutes=5)
 _INTERNAL = frozenset({"pstats", "pmeta"})
 
 
@@ -67,6 +65,17 @@ def open_store(location: str) -> Store:
     return Store(root, _local_names, lambda connection: None)
 
 
+class StreamSlice(Slice, frozen=True):
+    """The files in an hour's folder that arrived within `arrivals`.
+
+    Samples outside of `time_range`, and of the hour before it, are left out; None keeps all.
+    """
+
+    folder: str
+    stream: str
+    time_range: TimeRange | None
+
+
 def read_stream(
     store: Store, stream: str, time_range: TimeRange | None = None, *, late: timedelta = LATE
 ) -> Rows:
@@ -75,9 +84,60 @@ def read_stream(
     With a range, each series also includes its last sample before the start. InputError, listing
     the existing streams, if the stream does not exist.
     """
-    files = stream_files(store, stream, time_range, late=late)
-    rows = _read_files(store, stream, files, time_range)
-    return rows if time_range is None else cut(rows, time_range)
+    slices = stream_slices(store, stream, time_range, late=late)
+    parts = gathered(slices, one_by_one(partial(read_slice, store)), cache=AnswerCache())
+    return rows_of_slices(slices, parts, Held()).whole()
+
+
+def stream_slices(
+    store: Store, stream: str, time_range: TimeRange | None, *, late: timedelta
+) -> list[StreamSlice]:
+    """The hours in which samples of the range, and of the hour before it, may have arrived.
+
+    InputError if the stream does not exist, NoTelemetryError if there are no files.
+    """
+    folder = _folder(store, stream)
+    arrivals = _arrivals(time_range, late)
+    slices = []
+    for own, begun in _hours(store, folder, arrivals):
+        end = begun + timedelta(hours=1)
+        if arrivals is not None:
+            begun, end = max(begun, arrivals.start), min(end, arrivals.end)
+        spans = [TimeRange(begun, end), *([time_range] if time_range else [])]
+        question = "\n".join([own, *(iso(at) for span in spans for at in (span.start, span.end))])
+        slices.append(StreamSlice(question, spans[0], own, stream, time_range))
+    if not any(_files_of(store, own) for own in slices):
+        raise _nothing(store, stream, time_range)
+    return slices
+
+
+def read_slice(store: Store, own: StreamSlice) -> bytes:
+    """The samples in the files of a slice, as a `SlicePart`.
+
+    SourceError if a file cannot be read.
+    """
+    files = _files_of(store, own)
+    if not files:
+        return NOTHING
+    with closing(duckdb.connect()) as connection:
+        connection.execute("set timezone = 'UTC'")
+        store.prepare(connection)
+        try:
+            return _read_points(connection, files, own)
+        except (duckdb.IOException, duckdb.InvalidInputException) as error:
+            raise SourceError(
+                f"Could not read the files of stream {own.stream!r}: {str(error).splitlines()[0]} "
+                "Retention may have removed one, or the server was still writing it. Try again."
+            ) from error
+
+
+def rows_of_slices(
+    slices: Sequence[StreamSlice], parts: Sequence[Callable[[], bytes]], spool: Held | Spool
+) -> RowsInParts:
+    """The canonical rows of all slices of a stream; errors as in `read_stream`."""
+    time_range = slices[0].time_range
+    rows = rows_of_points(parts, spool, since=time_range.start if time_range else EPOCH)
+    return rows if time_range is None else cut_in_parts(rows, time_range)
 
 
 def stream_files(
@@ -85,90 +145,32 @@ def stream_files(
 ) -> list[str]:
     """The files that may hold samples from the range and up to an hour before it.
 
-    InputError if the stream does not exist, NoTelemetryError if there are no such files.
+    Errors as in `stream_slices`.
     """
+    arrivals = _arrivals(time_range, late)
+    found = [
+        file
+        for folder, begun in _hours(store, _folder(store, stream), arrivals)
+        for file in _files(store, folder, begun, arrivals)
+    ]
+    if not found:
+        raise _nothing(store, stream, time_range)
+    return found
+
+
+def _folder(store: Store, stream: str) -> str:
+    """The folder of a stream; InputError if it does not exist."""
     known = store.streams()
     if stream not in known:
         raise InputError(
             f"No stream {stream!r} in {store.root}. "
             + (f"Streams there: {', '.join(known)}." if known else "It has no streams.")
         )
-    files = _files(store, f"{store.root}/{stream}", _arrivals(time_range, late))
-    if not files:
-        raise NoTelemetryError(
-            f"Stream {stream!r} in {store.root} has no data{_during(time_range)}."
-        )
-    return files
+    return f"{store.root}/{stream}"
 
 
-def cut(rows: Rows, time_range: TimeRange) -> Rows:
-    """The rows within the range, and the last row before it of each series in the range.
-
-    NoTelemetryError if nothing was sampled within the range.
-    """
-    samples, histograms = (_cut(frame, time_range) for frame in (rows.samples, rows.histograms))
-    ids = pl.concat([samples.get_column("series_id"), histograms.get_column("series_id")]).unique()
-    if ids.is_empty():
-        raise NoTelemetryError(f"Nothing was sampled{_during(time_range)}.")
-    series = rows.series.filter(pl.col("series_id").is_in(ids.implode()))
-    return Rows(series, samples, histograms, rows.ingest_notes, time_range.start)
-
-
-def cut_in_parts(rows: RowsInParts, time_range: TimeRange) -> RowsInParts:
-    """Like `cut`, for rows in parts: the rows before the range become the first part."""
-    inside, before, parts = [], [rows.parts[0]()], []
-    before[0] = (before[0][0].clear(), before[0][1].clear())
-    for part in rows.parts:
-        tables = part()
-        within = [_within(frame, time_range) for frame in tables]
-        inside += [frame["series_id"].unique() for frame in within]
-        earlier = [frame.filter(pl.col("ts") < time_range.start) for frame in tables]
-        before.append((_newest(earlier[0]), _newest(earlier[1])))
-        is_whole = [frame.height for frame in within] == [frame.height for frame in tables]
-        parts.append(part if is_whole else partial(_part_within, part, time_range))
-    ids = pl.concat(inside).unique().implode()
-    if ids.explode().is_empty():
-        raise NoTelemetryError(f"Nothing was sampled{_during(time_range)}.")
-    is_kept = pl.col("series_id").is_in(ids)
-    samples, histograms = (
-        pl.concat(frames).filter(is_kept) for frames in zip(*before, strict=True)
-    )
-    carried = (_newest(samples), _newest(histograms))
-    return RowsInParts(
-        rows.series.filter(is_kept),
-        [lambda: carried, *parts],
-        rows.ingest_notes,
-        time_range.start,
-    )
-
-
-def _part_within(part: Callable[[], Tables], time_range: TimeRange) -> Tables:
-    samples, histograms = part()
-    return _within(samples, time_range), _within(histograms, time_range)
-
-
-def _within(frame: pl.DataFrame, time_range: TimeRange) -> pl.DataFrame:
-    return frame.filter(pl.col("ts").is_between(time_range.start, time_range.end, closed="left"))
-
-
-def _newest(frame: pl.DataFrame) -> pl.DataFrame:
-    return frame.filter(pl.col("ts") == pl.col("ts").max().over("series_id"))
-
-
-def _cut(frame: pl.DataFrame, time_range: TimeRange) -> pl.DataFrame:
-    inside = _within(frame, time_range)
-    before = _newest(
-        frame.filter(pl.col("ts") < time_range.start).join(
-            inside.select("series_id").unique(), on="series_id", how="semi"
-        )
-    )
-    return pl.concat([before, inside]).sort(
-        "series_id", "ts", "alias_priority", maintain_order=True
-    )
-
-
-def _during(time_range: TimeRange | None) -> str:
-    return "" if time_range is None else f" from {iso(time_range.start)} to {iso(time_range.end)}"
+def _nothing(store: Store, stream: str, time_range: TimeRange | None) -> NoTelemetryError:
+    return NoTelemetryError(f"Stream {stream!r} in {store.root} has no data{during(time_range)}.")
 
 
 def _arrivals(time_range: TimeRange | None, late: timedelta) -> TimeRange | None:
@@ -177,9 +179,8 @@ def _arrivals(time_range: TimeRange | None, late: timedelta) -> TimeRange | None
     return TimeRange(time_range.start - LOOKBACK - SKEW, time_range.end + late)
 
 
-def _files(store: Store, folder: str, arrivals: TimeRange | None) -> list[str]:
-    """The Parquet files whose partition overlaps the range of arrivals, oldest first."""
-    found: list[str] = []
+def _hours(store: Store, folder: str, arrivals: TimeRange | None) -> Iterator[tuple[str, datetime]]:
+    """The hour folders that overlap the range of arrivals, each with its time; oldest first."""
     for date in _partitions(store, folder, "date"):
         day = datetime.fromisoformat(date).replace(tzinfo=UTC)
         if not _overlaps(day, timedelta(days=1), arrivals):
@@ -187,9 +188,18 @@ def _files(store: Store, folder: str, arrivals: TimeRange | None) -> list[str]:
         for hour in _partitions(store, f"{folder}/date={date}", "hour"):
             begun = day + timedelta(hours=int(hour))
             if _overlaps(begun, timedelta(hours=1), arrivals):
-                minutes = _minutes(store, f"{folder}/date={date}/hour={hour}", begun, arrivals)
-                found += [file for minute in minutes for file in _parquet_files(store, minute)]
-    return found
+                yield f"{folder}/date={date}/hour={hour}", begun
+
+
+def _files_of(store: Store, own: StreamSlice) -> list[str]:
+    begun = own.arrivals.start.replace(minute=0, second=0, microsecond=0)
+    return _files(store, own.folder, begun, own.arrivals)
+
+
+def _files(store: Store, folder: str, begun: datetime, arrivals: TimeRange | None) -> list[str]:
+    """An hour's Parquet files in minutes that overlap the range of arrivals, oldest first."""
+    minutes = _minutes(store, folder, begun, arrivals)
+    return [file for minute in minutes for file in _parquet_files(store, minute)]
 
 
 def _minutes(store: Store, folder: str, hour: datetime, arrivals: TimeRange | None) -> list[str]:
@@ -220,40 +230,23 @@ def _overlaps(begun: datetime, span: timedelta, arrivals: TimeRange | None) -> b
     return arrivals is None or (begun < arrivals.end and begun + span > arrivals.start)
 
 
-def _read_files(store: Store, stream: str, files: list[str], time_range: TimeRange | None) -> Rows:
-    with closing(duckdb.connect()) as connection:
-        connection.execute("set timezone = 'UTC'")
-        store.prepare(connection)
-        try:
-            return _read_points(connection, stream, files, time_range)
-        except (duckdb.IOException, duckdb.InvalidInputException) as error:
-            raise SourceError(
-                f"Could not read the files of stream {stream!r}: {str(error).splitlines()[0]} "
-                "Retention may have removed one, or the server was still writing it. Try again."
-            ) from error
-
-
 def _read_points(
-    connection: duckdb.DuckDBPyConnection,
-    stream: str,
-    files: list[str],
-    time_range: TimeRange | None,
-) -> Rows:
+    connection: duckdb.DuckDBPyConnection, files: list[str], own: StreamSlice
+) -> bytes:
     stored = connection.read_parquet(files, union_by_name=True, hive_partitioning=False)
     types = {
         name: duckdb_type(str(sort))
         for name, sort in zip(stored.columns, stored.types, strict=True)
     }
-    columns = resolve(stream, types)
+    columns = resolve(own.stream, types)
     wanted = stored.filter("metric_type in ('gauge', 'sum', 'histogram')")
     points = wanted.project(duckdb_projection(columns)).filter("ts is not null")
-    if time_range is not None:
-        span = f"ts >= {_naive(time_range.start - LOOKBACK)} and ts < {_naive(time_range.end)}"
-        points = points.filter(span)
+    since = EPOCH
+    if own.time_range is not None:
+        since, end = own.time_range.start, own.time_range.end
+        points = points.filter(f"ts >= {_naive(since - LOOKBACK)} and ts < {_naive(end)}")
     points.to_view("points")
-    return rows_from_points(
-        connection, list(columns.labels), since=time_range.start if time_range else EPOCH
-    )
+    return part_of_points(connection, list(columns.labels), since=since)
 
 
 def _naive(instant: datetime) -> str:

@@ -21,8 +21,7 @@ from vllm_capacity.errors import NoTelemetryError
 from vllm_capacity.facts.metrics import Kind, keeps, match
 from vllm_capacity.sources import parseable_queries as queries
 from vllm_capacity.sources import parseable_shapes as shapes
-from vllm_capacity.sources.answers import AnswerCache, Step
-from vllm_capacity.sources.parquet import LATE, LOOKBACK, SKEW
+from vllm_capacity.sources.answers import LATE, LOOKBACK, SKEW, AnswerCache, Step
 from vllm_capacity.sources.parseable import Parseable, Row
 from vllm_capacity.sources.parseable_queries import Group, Stream, resolve
 from vllm_capacity.sources.parseable_shapes import unpacked

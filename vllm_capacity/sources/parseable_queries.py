@@ -206,8 +206,8 @@ def _time(types: Mapping[str, str], name: str) -> str:
 
 _IDENTITY = ("metric_name", "wire_kind", "instance", "job")
 _KNOWN_KINDS = "metric_type in ('gauge', 'sum', 'histogram')"
-LATE_SECONDS = 60
-AHEAD_SECONDS = 5
+LATE_SECONDS = 60  # a batch is normally sent within ten seconds
+AHEAD_SECONDS = 5  # tolerance between clocks; nothing arrives before its sample
 
 
 class Group(Struct, frozen=True):

@@ -199,10 +199,18 @@ class Prometheus(Struct, frozen=True):
 
     def names(self, time_range: TimeRange) -> list[str]:
         """The metric names with samples in the range."""
+        return self._values("__name__", time_range, None if self.only is None else ".+")
+
+    def targets(self, time_range: TimeRange) -> list[str]:
+        """The instances that were scraped in the range; some servers add those of the whole day."""
+        return self._values("instance", time_range, "up")
+
+    def _values(self, label: str, time_range: TimeRange, of: str | None) -> list[str]:
+        """The values of a label; `of` is a pattern of names, None for every series."""
         asked = {"start": _seconds(time_range.start), "end": _seconds(time_range.end)}
-        if self.only is not None:
-            asked["match[]"] = self._selector(".+")
-        return sorted(self._get("/api/v1/label/__name__/values", asked, list[str]))
+        if of is not None:
+            asked["match[]"] = self._selector(of)
+        return sorted(self._get(f"/api/v1/label/{label}/values", asked, list[str]))
 
     def _selector(self, names: str, *more: str) -> str:
         """The selector for series with matching names within `only`; `more` are matchers."""

@@ -1,4 +1,4 @@
-"""A range of a Prometheus, pulled hour by hour: every sample, or downsampled on the server.
+"""A range of a Prometheus, pulled in slices: every sample, or downsampled on the server.
 
 How it is downsampled:
 
@@ -25,26 +25,30 @@ import msgspec
 import polars as pl
 from msgspec import Struct
 
-from vllm_capacity.sources.answers import AnswerCache, Step
+from vllm_capacity.sources.answers import LOOKBACK, AnswerCache
 from vllm_capacity.sources.otlp import Wire
-from vllm_capacity.sources.parquet import LOOKBACK, cut_in_parts
 from vllm_capacity.sources.prometheus import ANSWER, Prometheus
 from vllm_capacity.sources.prometheus_rows import (
     HISTOGRAM_PARTS,
     Families,
-    SeriesReader,
     declared_kind,
     families,
+    part_of,
+    rows_of,
 )
+from vllm_capacity.sources.slices import Slice, cut_in_parts, gathered, one_by_one
 from vllm_capacity.telemetry.parts import Held, RowsInParts, Spool
 from vllm_capacity.telemetry.processes import BOOKKEEPING
 from vllm_capacity.telemetry.rows import Rows, microseconds
-from vllm_capacity.timerange import TimeRange, hours, iso
+from vllm_capacity.timerange import TimeRange, iso, split
 
 _TOGETHER = 8  # scalar families per query for every sample
 _STATES_TOGETHER = 24  # metric names per query for one state per minute
 _MANY_TARGETS = 8  # with fewer, a query takes more families in proportion
 _TARGET_MINUTES = 60  # (targets × minutes) per query for every sample
+_SLICE_TARGET_MINUTES = 240  # (targets × minutes) per slice with every sample
+_DOWNSAMPLED_TARGET_MINUTES = 1440
+_FRACTIONS = (60, 30, 20, 15, 10, 6, 5, 4, 3, 2, 1)  # minutes
 _MINUTE = timedelta(minutes=1)
 _MINUTE_MS = 60_000
 _TARGET = ("instance", "job")
@@ -55,40 +59,70 @@ def read_prometheus(server: Prometheus, time_range: TimeRange) -> Rows:
 
     NoTelemetryError if the server has no vLLM series in the range.
     """
-    return prometheus_in_parts(server, time_range, raw=Held(), spool=Held()).whole()
+    slices = prometheus_slices(server, time_range)
+    parts = gathered(slices, one_by_one(partial(read_slice, server)), cache=AnswerCache())
+    return rows_of_slices(parts, time_range, Held()).whole()
 
 
-def prometheus_in_parts(
-    server: Prometheus,
-    time_range: TimeRange,
-    *,
-    raw: Held | Spool,
-    spool: Held | Spool,
-    cache: AnswerCache | None = None,
-    progress: Callable[[Step], None] = lambda step: None,
-    is_downsampled: bool = False,
-) -> RowsInParts:
-    """Like `read_prometheus`, with one hour in memory at a time; every sample, or downsampled.
+class PrometheusSlice(Slice, frozen=True):
+    """A slice of a range: what to ask the server for, every sample or downsampled."""
 
-    Samples are kept in `raw`, rows in `spool`; answers in `cache` are not requested again.
+    time_range: TimeRange
+    names: _Names
+    found: Families
+    is_downsampled: bool
+
+
+def prometheus_slices(
+    server: Prometheus, time_range: TimeRange, *, is_downsampled: bool = False
+) -> list[PrometheusSlice]:
+    """The slices of a range and of the hour before it, in order of time.
+
+    They are hours, or shorter if there are many targets, so that a slice fits into memory.
     """
     wide = TimeRange(time_range.start - LOOKBACK, time_range.end)
     found = families(server.names(wide), server.kinds())
-    slices = [*hours(TimeRange(wide.start, time_range.start)), *hours(time_range)]
-    asking = _Asking(server, cache or AnswerCache(), progress)
-    reader = SeriesReader(found, raw)
-    for at, own in enumerate(slices):
-        names = _Names.of(found, targets=reader.targets or _MANY_TARGETS)
+    targets = len(server.targets(wide)) or _MANY_TARGETS
+    names = _Names.of(found, targets=targets)
+    minutes = _minutes_per_slice(targets, is_downsampled=is_downsampled)
+    scope = str(server.only) if server.only else ""
+    what = ["downsampled" if is_downsampled else "whole", *found.scalars, *found.histograms]
+    return [
+        PrometheusSlice(
+            "\n".join([server.address, scope, *what, iso(own.start), iso(own.end)]),
+            own,
+            own,
+            names,
+            found,
+            is_downsampled,
+        )
+        for span in (TimeRange(wide.start, time_range.start), time_range)
+        for own in split(span, minutes)
+    ]
+
+
+def read_slice(server: Prometheus, own: PrometheusSlice) -> bytes:
+    """The samples of a slice, as a `SlicePart`."""
+    names = own.names
+    if own.is_downsampled and names.states:
+        answers = _downsampled(server, names, own.time_range)
+    else:
         together = [*names.gauges, *names.counters, *names.histograms]
-        questions = len(names.gauges) + len(names.states) + 1 if is_downsampled else len(together)
-        asking.total = asking.done + questions * (len(slices) - at)
-        if is_downsampled and names.states:
-            answers = _downsampled(asking, names, own)
-        else:
-            answers = [asking.whole(each, own) for each in together]
-        if answers:
-            reader.add(answers, own)
-    return cut_in_parts(reader.rows(spool), time_range)
+        answers = [server.answer(each, own.time_range) for each in together]
+    return part_of(own.found, [pl.DataFrame(schema=ANSWER), *answers], own.time_range)
+
+
+def rows_of_slices(
+    parts: Sequence[Callable[[], bytes]], time_range: TimeRange, spool: Held | Spool
+) -> RowsInParts:
+    """The canonical rows of all slices of a range; errors as in `read_prometheus`."""
+    return cut_in_parts(rows_of(parts, spool), time_range)
+
+
+def _minutes_per_slice(targets: int, *, is_downsampled: bool) -> int:
+    """The length of slices: whole fractions of an hour, with a limited number of samples."""
+    most = _DOWNSAMPLED_TARGET_MINUTES if is_downsampled else _SLICE_TARGET_MINUTES
+    return next((each for each in _FRACTIONS if targets * each <= most), _FRACTIONS[-1])
 
 
 class _Names(Struct, frozen=True):
@@ -128,56 +162,16 @@ def _in_lists(names: Sequence[str], most: int) -> list[list[str]]:
     return [list(names[at : at + most]) for at in range(0, len(names), most)]
 
 
-class _Asking(Struct):
-    """Runs the queries one after another, through the cache, and counts them."""
-
-    server: Prometheus
-    cache: AnswerCache
-    progress: Callable[[Step], None]
-    total: int = 0
-    done: int = 0
-
-    def whole(
-        self, names: Sequence[str], own: TimeRange, instances: Sequence[str] = ()
-    ) -> pl.DataFrame:
-        """Every sample of the range."""
-        ask = partial(self.server.answer, names, own, instances=instances)
-        return self._asked([*names, *instances], own, own, ask)
-
-    def minute_ends(self, names: Sequence[str], own: TimeRange, minutes: TimeRange) -> pl.DataFrame:
-        """The last state in each of `minutes`: those of the hour, and one more on each side."""
-        ask = partial(self.server.minute_ends, names, minutes)
-        return self._asked(["minute ends", *names], own, minutes, ask)
-
-    def resets(self, names: Sequence[str], own: TimeRange, minutes: TimeRange) -> pl.DataFrame:
-        """The minutes in which a series of these metrics decreased."""
-        ask = partial(self.server.resets, names, minutes)
-        return self._asked(["resets", *names], own, minutes, ask)
-
-    def _asked(
-        self, words: Sequence[str], own: TimeRange, arrivals: TimeRange, ask: _Ask
-    ) -> pl.DataFrame:
-        only = [str(self.server.only)] if self.server.only else []
-        question = [self.server.address, *only, *words, iso(own.start), iso(own.end)]
-        frame = self.cache.frame("\n".join(question), arrivals, ask)
-        self.done += 1
-        self.progress(Step(self.done, max(self.total, self.done), 0))
-        return frame
-
-
-_Ask = Callable[[], pl.DataFrame]
-
-
 # --- downsampled ---------------------------------------------------------------------------------
 
 
-def _downsampled(asking: _Asking, names: _Names, own: TimeRange) -> list[pl.DataFrame]:
-    """An hour's answers: all gauge samples, minute-end states, and the minutes pulled in full."""
+def _downsampled(server: Prometheus, names: _Names, own: TimeRange) -> list[pl.DataFrame]:
+    """A slice's answers: all gauge samples, minute-end states, and the minutes pulled in full."""
     first, end = _minute(own.start), _minute(own.end - timedelta(milliseconds=1)) + _MINUTE
     around = TimeRange(first - _MINUTE, end + _MINUTE)
-    gauges = [asking.whole(each, own) for each in names.gauges]
-    ends = pl.concat([asking.minute_ends(each, own, around) for each in names.states])
-    fallen = asking.resets(names.falling, own, around)
+    gauges = [server.answer(each, own) for each in names.gauges]
+    ends = pl.concat([server.minute_ends(each, around) for each in names.states])
+    fallen = server.resets(names.falling, around)
     states, samples = _samples(ends), _samples(pl.concat([pl.DataFrame(schema=ANSWER), *gauges]))
     is_data = ~pl.col("name").is_in(BOOKKEEPING)
     times = samples.filter(is_data).group_by(*_TARGET, "minute").agg(pl.col("ms").max())
@@ -195,7 +189,7 @@ def _downsampled(asking: _Asking, names: _Names, own: TimeRange) -> list[pl.Data
     )
     warned = pl.concat([ends, fallen]).filter(pl.col("metric").is_null())
     every = [name for each in names.states for name in each]
-    whole = [asking.whole(every, span, targets) for span, targets in _spans(odd, own)]
+    whole = [server.answer(every, span, instances=targets) for span, targets in _spans(odd, own)]
     return [*gauges, pl.concat([counted, warned], how="diagonal").select(list(ANSWER)), *whole]
 
 

@@ -10,21 +10,28 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import polars as pl
-from msgspec import Struct, field
+from msgspec import Struct
 
 from vllm_capacity.errors import SourceError, plain
 from vllm_capacity.facts.metrics import keeps
-from vllm_capacity.sources.otlp import Child, Wire, as_schema, is_label, of_job, series_of, serving
-from vllm_capacity.telemetry.parts import Held, RowsInParts, Spool, Tables
+from vllm_capacity.sources.otlp import Child, Wire, as_schema, is_label, series_of, serving
+from vllm_capacity.sources.slices import (
+    HISTOGRAMS,
+    SAMPLES,
+    SliceSeries,
+    WireSeries,
+    add_rows,
+    children_of,
+    series_in,
+    slice_part,
+)
+from vllm_capacity.telemetry.parts import Held, RowsInParts, Spool
 from vllm_capacity.telemetry.processes import TARGET_INFO
 from vllm_capacity.telemetry.rows import (
-    HISTOGRAMS_SCHEMA,
     INGEST_NOTES_SCHEMA,
     SAMPLES_SCHEMA,
     SeriesKey,
@@ -33,15 +40,8 @@ from vllm_capacity.telemetry.rows import (
 from vllm_capacity.timerange import TimeRange
 
 HISTOGRAM_PARTS = ("_bucket", "_sum", "_count")
-_STATES: dict[str, Any] = {
-    "series_id": pl.Int64,
-    "alias_priority": pl.Int8,
-    "ms": pl.Int64,
-    "count": pl.Float64,
-    "sum": pl.Float64,
-    "counts": pl.List(pl.Float64),
-}
-_Labels = tuple[tuple[str, str], ...]
+_Wire = tuple[str, dict[str, str]]  # a series' name and labels
+_Labels = set[tuple[str, str]]
 
 
 class Families(Struct, frozen=True):
@@ -63,216 +63,172 @@ def families(names: Sequence[str], kinds: Mapping[str, str]) -> Families:
     )
 
 
-class _Known(Struct):
-    """The series seen so far, by id; `targets` has the labels added by the scraper, by instance."""
-
-    targets: Mapping[str, set[tuple[str, str]]]
-    children: dict[int, Child] = field(default_factory=dict)
-    _ids: dict[tuple[str, _Labels, tuple[float, ...] | None], int] = field(default_factory=dict)
-
-    def series_id(
-        self, wire: Wire, labels: _Labels, bounds: tuple[float, ...] | None = None
-    ) -> int:
-        key = (wire.exposed, labels, bounds)
-        if key not in self._ids:
-            self._ids[key] = self._new(wire, dict(labels), bounds)
-        return self._ids[key]
-
-    def _new(self, wire: Wire, labels: Mapping[str, str], bounds: tuple[float, ...] | None) -> int:
-        instance = labels.get("instance", "")
-        added = self.targets.get(instance, set())
-        own = {k: v for k, v in labels.items() if (k, v) not in added}
-        job = labels.get("job", "")
-        jobs = {value for name, value in added if name == "job"}
-        child = Child(wire, of_job(wire.key(instance, own, bounds), job, jobs), job)
-        self.children[child.key.series_id] = child
-        return child.key.series_id
+def declared_kind(declared: str) -> str:
+    """The declared type if it is counter or gauge, else empty."""
+    return declared if declared in ("counter", "gauge") else ""
 
 
-class SeriesReader(Struct):
-    """Collects raw series; a child is one name and label set, with scalars and buckets separate.
+# --- one slice ----------------------------------------------------------------------------------
 
-    Which labels a scraper adds to every series of a target is only known once all are seen. Until
-    then samples are kept in `raw`, those of scalars separate from those of histograms.
+
+def part_of(found: Families, answers: Sequence[pl.DataFrame], time_range: TimeRange) -> bytes:
+    """The samples in the range as a `SlicePart`; its findings are warnings of incomplete answers.
+
+    SourceError for an invalid series. A sample received twice counts once.
     """
-
-    found: Families
-    raw: Held | Spool = field(default_factory=Held)
-    _labels: dict[tuple[str, _Labels], int] = field(default_factory=dict)
-    _children: dict[str, int] = field(default_factory=dict)
-    _warnings: Counter[str] = field(default_factory=Counter)
-
-    def add(self, answers: Sequence[pl.DataFrame], time_range: TimeRange) -> None:
-        """Add the samples in the range, and count warnings that an answer may be incomplete.
-
-        SourceError for an invalid series. A sample received twice counts once.
-        """
-        answer = pl.concat(answers)
-        self._warnings.update(answer["warning"].drop_nulls())
-        answer = answer.filter(pl.col("metric").is_not_null())
-        children = [self._child(metric) for metric in answer["metric"]]
-        start, end = (microseconds(each) // 1000 for each in (time_range.start, time_range.end))
-        samples = (
-            answer.select(pl.Series("child", children, dtype=pl.Int64), "ms", "value")
-            .explode("ms", "value", empty_as_null=False)
-            .filter(pl.col("ms").is_between(start, end, closed="left"))
-            .filter(pl.col("value").is_not_nan())
-            .unique(["child", "ms"])
-        )
-        scalars = set(self.found.scalars)
-        own = [child for (name, _), child in self._labels.items() if name in scalars]
-        is_scalar = pl.col("child").is_in(pl.Series(own, dtype=pl.Int64).implode())
-        self.raw.add(samples.filter(is_scalar), samples.filter(~is_scalar))
-
-    @property
-    def targets(self) -> int:
-        """How many targets were seen so far."""
-        return len({dict(labels).get("instance") for name, labels in self._labels if name == "up"})
-
-    def _child(self, metric: str) -> int:
-        if metric not in self._children:
-            labels: dict[str, str] = json.loads(metric)
-            name = labels.pop("__name__", "")
-            if not name or (name.endswith("_bucket") and _edge(labels.get("le")) is None):
-                raise SourceError(f"Prometheus returned a series without a name or bound: {metric}")
-            key = (name, tuple(sorted(labels.items())))
-            self._children[metric] = self._labels.setdefault(key, len(self._labels))
-        return self._children[metric]
-
-    def rows(self, spool: Held | Spool) -> RowsInParts:
-        """Everything that was added, as canonical rows; one part per call of `add`."""
-        targets = self._target_labels()
-        known = _Known(targets)
-        infos = {name: _target_info(name, labels) for name, labels in targets.items()}
-        scalars = self._named_scalars(known)
-        histograms = _Histograms.of(self.found.histograms, self._labels)
-        for part in self.raw.parts:
-            raw_scalars, raw_buckets = part()
-            samples = raw_scalars.join(scalars, on="child").select(
-                "series_id", "alias_priority", "ms", value=pl.col("value") * pl.col("scale")
-            )
-            samples = pl.concat([samples, self._target_samples(raw_scalars, infos)])
-            states = histograms.states(raw_buckets, known)
-            spool.add(_canonical(samples, SAMPLES_SCHEMA), _canonical(states, HISTOGRAMS_SCHEMA))
-        known.children.update({info.key.series_id: info for info in infos.values() if info})
-        own = serving(known.children)
-        parts = list(spool.parts)
-        if len(own) < len(known.children):
-            kept = pl.Series(list(own), dtype=pl.Int64)
-            parts = [partial(_of_series, part, kept) for part in parts]
-        return RowsInParts(series_of(own.values()), parts, self._ingest_notes())
-
-    def _target_samples(
-        self, scalars: pl.DataFrame, infos: Mapping[str, Child | None]
-    ) -> pl.DataFrame:
-        """A sample of the info series of each target whose `up` was sampled."""
-        found = {}
-        for (name, labels), child in self._labels.items():
-            info = infos.get(dict(labels).get("instance", "")) if name == "up" else None
-            if info is not None:
-                found[child] = info.key.series_id
-        first = scalars.filter(pl.col("child").is_in(list(found))).sort("ms")
-        return first.select(
-            pl.col("child").replace_strict(found, return_dtype=pl.Int64).alias("series_id"),
-            pl.lit(0, pl.Int8).alias("alias_priority"),
-            "ms",
-            pl.lit(1.0).alias("value"),
-        ).unique("series_id", keep="first", maintain_order=True)
-
-    def _ingest_notes(self) -> pl.DataFrame:
-        notes = [
-            ("coverage", None, None, "partial answer", plain(warning)[:300], count)
-            for warning, count in self._warnings.items()
-        ]
-        return pl.DataFrame(notes, schema=INGEST_NOTES_SCHEMA, orient="row")
-
-    def _target_labels(self) -> dict[str, set[tuple[str, str]]]:
-        """The labels that the scraper adds to every series of a target, by instance."""
-        targets: dict[str, set[tuple[str, str]]] = {}
-        for name, labels in self._labels:
-            if name == "up":
-                targets.setdefault(dict(labels).get("instance", ""), set()).update(labels)
-        return targets
-
-    def _named_scalars(self, known: _Known) -> pl.DataFrame:
-        """The series of each scalar child: child, series_id, alias_priority, scale."""
-        names = set(self.found.scalars)
-        rows = []
-        for (name, labels), child in self._labels.items():
-            if name in names:
-                wire = Wire.of(name, declared_kind(self.found.kinds.get(name, "")))
-                rows.append((child, known.series_id(wire, labels), wire.alias_priority, wire.scale))
-        schema = {
-            "child": pl.Int64,
-            "series_id": pl.Int64,
-            "alias_priority": pl.Int8,
-            "scale": pl.Float64,
-        }
-        return pl.DataFrame(rows, schema=schema, orient="row")
+    answer = pl.concat(answers)
+    warnings = answer["warning"].drop_nulls().alias("warning").value_counts(name="count")
+    answer = answer.filter(pl.col("metric").is_not_null())
+    numbers = answer.select(pl.col("metric").unique(maintain_order=True)).with_row_index("wire")
+    wire = [_name_and_labels(metric) for metric in numbers["metric"]]
+    start, end = (microseconds(each) // 1000 for each in (time_range.start, time_range.end))
+    samples = (
+        answer.join(numbers, on="metric", maintain_order="left")
+        .select("wire", "ms", "value")
+        .explode("ms", "value", empty_as_null=False)
+        .filter(pl.col("ms").is_between(start, end, closed="left"))
+        .filter(pl.col("value").is_not_nan())
+        .unique(["wire", "ms"], maintain_order=True)
+    )
+    series, scalars = _scalars(found, wire, samples)
+    histograms, states = _histograms(found.histograms, wire, samples, first=len(series))
+    return slice_part(
+        SliceSeries([*series, *histograms]),
+        _timed(scalars, SAMPLES),
+        _timed(states, HISTOGRAMS),
+        warnings.cast({"count": pl.Int64}),
+    )
 
 
-class _Histograms(Struct, frozen=True):
-    """The buckets and sums of histograms, grouped by family and label set."""
+def _name_and_labels(metric: str) -> _Wire:
+    labels: dict[str, str] = json.loads(metric)
+    name = labels.pop("__name__", "")
+    if not name or (name.endswith("_bucket") and _edge(labels.get("le")) is None):
+        raise SourceError(f"Prometheus returned a series without a name or bound: {metric}")
+    return name, labels
 
-    groups: list[tuple[Wire, _Labels]]
-    edges: pl.DataFrame
-    totals: pl.DataFrame
 
-    @classmethod
-    def of(cls, bases: Sequence[str], children: Mapping[tuple[str, _Labels], int]) -> _Histograms:
-        wires = {base: Wire.of(base, "histogram") for base in bases}
-        parts = {base + part: (base, part) for base in bases for part in ("_bucket", "_sum")}
-        groups: dict[tuple[str, _Labels], int] = {}
-        buckets, sums = [], []
-        for (name, labels), child in children.items():
-            if name in parts:
-                base, part = parts[name]
-                bare = tuple(item for item in labels if item[0] != "le")
-                group = groups.setdefault((base, bare), len(groups))
-                if part == "_sum":
-                    sums.append((child, group))
-                else:
-                    buckets.append((child, group, _edge(dict(labels)["le"])))
-        bucket_schema = {"child": pl.Int64, "group": pl.Int64, "edge": pl.Float64}
-        edges = pl.DataFrame(buckets, schema=bucket_schema, orient="row")
-        return cls(
-            [(wires[base], labels) for base, labels in groups],
-            edges.sort("group", "edge").with_row_index("rank"),
-            pl.DataFrame(sums, schema={"child": pl.Int64, "group": pl.Int64}, orient="row"),
-        )
+def _series(
+    name: str, kind: str, labels: Mapping[str, str], bounds: tuple[float, ...] | None = None
+) -> WireSeries:
+    own = {**labels}
+    instance, job = own.pop("instance", ""), own.pop("job", "")
+    return WireSeries(name, kind, instance, job, tuple(sorted(own.items())), bounds)
 
-    def states(self, raw: pl.DataFrame, known: _Known) -> pl.DataFrame:
-        """The histogram states in these samples, with the columns of `_STATES`."""
-        scrape, value = ["group", "ms"], pl.col("value")
-        is_first = pl.any_horizontal(pl.col(scrape) != pl.col(scrape).shift(1)).fill_null(True)
-        per_scrape = (
-            raw.join(self.edges, on="child")
-            .sort(pl.col("ms") * self.edges.height + pl.col("rank"))  # faster than by two columns
-            .with_columns(value=value.cum_max().over(scrape))
-            # Counts are cumulative on the wire, per bucket here.
-            .with_columns(value=pl.when(is_first).then(value).otherwise(value - value.shift(1)))
-            .group_by(scrape, maintain_order=True)
-            .agg(bounds="edge", counts="value")
-            .filter(pl.col("bounds").list.last().is_infinite())
-            .with_columns(bounds=pl.col("bounds").list.head(pl.col("bounds").list.len() - 1))
-        )
-        total = raw.join(self.totals, on="child").select("group", "ms", sum="value")
-        states = per_scrape.join(total, on=["group", "ms"], how="left")
-        states = states.with_columns(count=pl.col("counts").list.sum())
-        keys = states.select("group", "bounds").unique(maintain_order=True)
-        keys = keys.sort("group", maintain_order=True)
-        named = keys.with_columns(
-            pl.Series("series_id", list(self._ids(keys, known)), dtype=pl.Int64),
-            alias_priority=pl.Series(
-                [self.groups[at][0].alias_priority for at in keys["group"]], dtype=pl.Int8
-            ),
-        )
-        return states.join(named, on=["group", "bounds"]).select(list(_STATES))
 
-    def _ids(self, keys: pl.DataFrame, known: _Known) -> Iterator[int]:
-        for group, bounds in keys.iter_rows():
-            wire, labels = self.groups[group]
-            yield known.series_id(wire, labels, tuple(bounds))
+def _timed(frame: pl.DataFrame, schema: Mapping[str, Any]) -> pl.DataFrame:
+    times = frame.with_columns(ts=pl.from_epoch(pl.col("ms") * 1000, time_unit="us"))
+    return as_schema(times, schema)
+
+
+def _scalars(
+    found: Families, wire: Sequence[_Wire], samples: pl.DataFrame
+) -> tuple[list[WireSeries], pl.DataFrame]:
+    """The series of counters and gauges, and their samples: child, ms, value in their unit."""
+    names = set(found.scalars)
+    series: list[WireSeries] = []
+    rows = []
+    for number, (name, labels) in enumerate(wire):
+        if name in names:
+            kind = declared_kind(found.kinds.get(name, ""))
+            rows.append((number, len(series), Wire.of(name, kind).scale))
+            series.append(_series(name, kind, labels))
+    schema = {"wire": pl.UInt32, "child": pl.UInt32, "scale": pl.Float64}
+    children = pl.DataFrame(rows, schema=schema, orient="row")
+    own = samples.join(children, on="wire", maintain_order="left")
+    return series, own.select("child", "ms", value=pl.col("value") * pl.col("scale"))
+
+
+def _histograms(
+    bases: Collection[str], wire: Sequence[_Wire], raw: pl.DataFrame, *, first: int
+) -> tuple[list[WireSeries], pl.DataFrame]:
+    """The series of histograms, and their states: child (from `first` on), ms, count, sum, counts.
+
+    A histogram whose bounds changed is several series.
+    """
+    parts = {base + part: (base, part) for base in bases for part in ("_bucket", "_sum")}
+    groups: dict[tuple[str, frozenset[tuple[str, str]]], int] = {}
+    buckets, sums = [], []
+    for number, (name, labels) in enumerate(wire):
+        if name in parts:
+            base, part = parts[name]
+            bare = frozenset(item for item in labels.items() if item[0] != "le")
+            group = groups.setdefault((base, bare), len(groups))
+            if part == "_sum":
+                sums.append((number, group))
+            else:
+                buckets.append((number, group, _edge(labels["le"])))
+    bucket_schema = {"wire": pl.UInt32, "group": pl.Int64, "edge": pl.Float64}
+    edges = pl.DataFrame(buckets, schema=bucket_schema, orient="row").sort("group", "edge")
+    totals = pl.DataFrame(sums, schema={"wire": pl.UInt32, "group": pl.Int64}, orient="row")
+    states = _states(raw, edges.with_row_index("rank"), totals)
+    keys = states.select("group", "bounds").unique(maintain_order=True)
+    named = list(groups)
+    series = [
+        _series(named[group][0], "histogram", dict(named[group][1]), tuple(bounds))
+        for group, bounds in keys.iter_rows()
+    ]
+    keys = keys.with_row_index("child", offset=first)
+    return series, states.join(keys, on=["group", "bounds"], maintain_order="left")
+
+
+def _states(raw: pl.DataFrame, edges: pl.DataFrame, totals: pl.DataFrame) -> pl.DataFrame:
+    """The histogram states in these samples: group, ms, bounds, count, sum, counts."""
+    scrape, value = ["group", "ms"], pl.col("value")
+    is_first = pl.any_horizontal(pl.col(scrape) != pl.col(scrape).shift(1)).fill_null(True)
+    per_scrape = (
+        raw.join(edges, on="wire")
+        .sort(pl.col("ms") * edges.height + pl.col("rank"))  # faster than by two columns
+        .with_columns(value=value.cum_max().over(scrape))
+        # Counts are cumulative on the wire, per bucket here.
+        .with_columns(value=pl.when(is_first).then(value).otherwise(value - value.shift(1)))
+        .group_by(scrape, maintain_order=True)
+        .agg(bounds="edge", counts="value")
+        .filter(pl.col("bounds").list.last().is_infinite())
+        .with_columns(bounds=pl.col("bounds").list.head(pl.col("bounds").list.len() - 1))
+    )
+    total = raw.join(totals, on="wire").select("group", "ms", sum="value")
+    states = per_scrape.join(total, on=["group", "ms"], how="left", maintain_order="left")
+    return states.with_columns(count=pl.col("counts").list.sum())
+
+
+def _edge(text: str | None) -> float | None:
+    """The bound of a bucket; None if it is missing or invalid."""
+    try:
+        edge = float(text or "")
+    except ValueError:
+        return None
+    return None if math.isnan(edge) else edge
+
+
+# --- all slices ---------------------------------------------------------------------------------
+
+
+def rows_of(parts: Sequence[Callable[[], bytes]], spool: Held | Spool) -> RowsInParts:
+    """The canonical rows of all slices, given in order of time; one part for each.
+
+    NoTelemetryError if there are no vLLM series.
+    """
+    series = series_in(parts)
+    targets: dict[str, _Labels] = {}
+    for one in series:
+        if one.exposed == "up":
+            targets.setdefault(one.instance, set()).update(one.labels)
+    children = children_of(series, added=targets)
+    infos = {name: info for name, own in targets.items() if (info := _target_info(name, own))}
+    own = serving({**children, **infos})
+    sampled = {
+        child.key.series_id: infos[one.instance].key.series_id
+        for one, child in children.items()
+        if one.exposed == "up" and one.instance in infos
+    }
+    warnings = add_rows(
+        spool,
+        parts,
+        {one: child for one, child in children.items() if one in own},
+        lambda samples: _target_samples(samples, sampled),
+    )
+    return RowsInParts(series_of(own.values()), spool.parts, _ingest_notes(warnings))
 
 
 def _target_info(instance: str, labels: Collection[tuple[str, str]]) -> Child | None:
@@ -287,26 +243,18 @@ def _target_info(instance: str, labels: Collection[tuple[str, str]]) -> Child | 
     return Child(Wire(TARGET_INFO, "info", None), key)
 
 
-def _canonical(frame: pl.DataFrame, schema: Mapping[str, Any]) -> pl.DataFrame:
-    times = frame.with_columns(ts=pl.from_epoch(pl.col("ms") * 1000, time_unit="us"))
-    return as_schema(times.sort("series_id", "ts"), schema)
+def _target_samples(samples: pl.DataFrame, infos: Mapping[int, int]) -> pl.DataFrame:
+    """A sample of the info series of each target whose `up` was sampled; ids by those of `up`."""
+    found = samples.filter(pl.col("series_id").is_in(list(infos))).sort("ts")
+    info = pl.col("series_id").replace_strict(infos, return_dtype=pl.Int64)
+    named = found.with_columns(info, value=pl.lit(1.0), alias_priority=pl.lit(0, pl.Int8))
+    return named.unique("series_id", keep="first", maintain_order=True).select(list(SAMPLES_SCHEMA))
 
 
-def _of_series(part: Callable[[], Tables], kept: pl.Series) -> Tables:
-    samples, histograms = part()
-    is_kept = pl.col("series_id").is_in(kept.implode())
-    return samples.filter(is_kept), histograms.filter(is_kept)
-
-
-def _edge(text: str | None) -> float | None:
-    """The bound of a bucket; None if it is missing or invalid."""
-    try:
-        edge = float(text or "")
-    except ValueError:
-        return None
-    return None if math.isnan(edge) else edge
-
-
-def declared_kind(declared: str) -> str:
-    """The declared type if it is counter or gauge, else empty."""
-    return declared if declared in ("counter", "gauge") else ""
+def _ingest_notes(warnings: pl.DataFrame) -> pl.DataFrame:
+    counted = warnings.group_by("warning", maintain_order=True).agg(pl.col("count").sum())
+    notes = [
+        ("coverage", None, None, "partial answer", plain(warning)[:300], count)
+        for warning, count in counted.iter_rows()
+    ]
+    return pl.DataFrame(notes, schema=INGEST_NOTES_SCHEMA, orient="row")

@@ -18,8 +18,9 @@ import polars as pl
 
 from vllm_capacity.errors import InputError, SourceError
 from vllm_capacity.sources import parseable_shapes as shapes
+from vllm_capacity.sources.answers import LATE, SKEW
 from vllm_capacity.sources.otlp import read
-from vllm_capacity.sources.parquet import LATE, SKEW, Store, stream_files
+from vllm_capacity.sources.parquet import Store, stream_files
 from vllm_capacity.sources.parseable import Parseable
 from vllm_capacity.sources.parseable_queries import duckdb_type, quoted
 from vllm_capacity.telemetry.rows import UTC_MICROSECONDS, microseconds

@@ -6,7 +6,7 @@ every AWS tool; never from the URL. s3fs is the extra `s3`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, cached_property
 from pathlib import Path
@@ -88,6 +88,12 @@ class Bucket(Struct, frozen=True, dict=True):
             with _explained(f"write {self.url}"):
                 there = [f"{self.url}/{name}" for name in files]
                 self._files.put([str(path) for path in files.values()], there)
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove files."""
+        if there := [f"{self.url}/{name}" for name in names]:
+            with _explained(f"remove files in {self.url}"):
+                self._files.rm(there)
 
     @cached_property
     def _files(self) -> Any:  # noqa: ANN401  s3fs has no types

@@ -2,12 +2,11 @@
 -- grain: one row per (series, point); a point sent twice is there twice.
 -- reads: points, children
 select
-    children.series_id,
+    children.child,
     points.ts,
     list_sum(points.counts)::double as count,
     points.sum,
     points.counts,
-    children.alias_priority,
     epoch_us(points.arrived) as arrival
 from points
 join children using (identity)
@@ -15,4 +14,4 @@ where
     points.flags = 0
     and points.wire_kind = 'histogram'
     and len(points.counts) = len(points.bounds) + 1
-order by series_id, ts, alias_priority
+order by child, ts, arrival, count

@@ -2,10 +2,9 @@
 -- grain: one row per (series, point); a point sent twice is there twice.
 -- reads: points, children
 select
-    children.series_id,
+    children.child,
     points.ts,
     points.value * children.scale as value,
-    children.alias_priority,
     epoch_us(points.arrived) as arrival
 from points
 join children using (identity)
@@ -13,4 +12,4 @@ where
     points.flags = 0
     and points.wire_kind <> 'histogram'
     and points.value is not null
-order by series_id, ts, alias_priority
+order by child, ts, arrival, value
