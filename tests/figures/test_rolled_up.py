@@ -16,6 +16,7 @@ from tests.figures.test_by_hour import a_server
 from vllm_capacity.cli import cli
 from vllm_capacity.errors import InputError
 from vllm_capacity.facts.metrics import RUNNING
+from vllm_capacity.figures.pieces import ROWS_PER_PIECE
 from vllm_capacity.figures.rolled_up import RolledUp, most_workers, roll_up
 from vllm_capacity.telemetry.late import extend_window
 from vllm_capacity.telemetry.memory import MEMORY_LIMIT, needed_bytes
@@ -81,6 +82,17 @@ def test_any_number_of_workers_leaves_the_same_bytes(path, alone, count):
     assert alone.whole == RolledUp(alone.whole.pieces, alone.whole.pieces)
     assert rolled_up(path, OneAfterAnother(count)) == alone.whole
     assert entries(path) == entries(alone.path)
+
+
+def test_entries_do_not_depend_on_the_number_of_threads(examples, tmp_path):
+    found = []
+    for threads in ("1", "8"):
+        path = shutil.copytree(examples / "fleet-two-models", tmp_path / threads)
+        shutil.rmtree(path / ".rollup", ignore_errors=True)
+        with processes(1, {"POLARS_MAX_THREADS": threads}) as workers:
+            rolled_up(path, workers, rows_per_piece=ROWS_PER_PIECE)
+        found.append(entries(path))
+    assert found[0] == found[1] != []
 
 
 def test_a_worker_that_is_killed_on_the_way_changes_nothing(path, alone):

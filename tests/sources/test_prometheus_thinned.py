@@ -1,6 +1,5 @@
 """A downsampled pull of a Prometheus counts what a full one counts, whatever happened."""
 
-import json
 import random
 from datetime import timedelta
 from itertools import groupby
@@ -13,7 +12,7 @@ from polars.testing import assert_frame_equal
 from tests.figures.small_windows import at, counter, gauge, histogram, small_window, up
 from tests.figures.test_by_hour import EDGES, a_server
 from tests.integration.real_prometheus import backfill, real_prometheus
-from tests.standin.prometheus import on_the_wire, prometheus
+from tests.standin.prometheus import as_openmetrics, on_the_wire, prometheus
 from vllm_capacity.analysis import Analysis
 from vllm_capacity.errors import WindowError
 from vllm_capacity.facts.metrics import (
@@ -49,13 +48,7 @@ def pulled(window, time_range, folder, *, asked=None):
 
 def pulled_from_a_real_one(window, time_range, folder):
     """The same windows from a real Prometheus."""
-    lines = []
-    for key, samples in on_the_wire(window).items():
-        labels = json.loads(key)
-        name = labels.pop("__name__")
-        head = ",".join(f"{label}={json.dumps(value)}" for label, value in labels.items())
-        lines += [f"{name}{{{head}}} {value} {ts:.3f}" for ts, value in samples]
-    backfill(folder, "\n".join([*lines, "# EOF", ""]))
+    backfill(folder, as_openmetrics(window))
     with real_prometheus(folder, []) as url, httpx.Client(base_url=url, timeout=60) as client:
         for name in WAYS:
             pull(client, time_range, folder, name)

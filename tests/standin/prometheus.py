@@ -124,6 +124,17 @@ def on_the_wire(window: Window) -> dict[str, list[tuple[float, float]]]:
     return found
 
 
+def as_openmetrics(window: Window) -> str:
+    """Every sample of a window as text that `promtool` puts into a real Prometheus."""
+    lines = []
+    for key, samples in on_the_wire(window).items():
+        labels = json.loads(key)
+        name = labels.pop("__name__")
+        head = ",".join(f"{label}={json.dumps(value)}" for label, value in labels.items())
+        lines += [f"{name}{{{head}}} {value} {ts:.3f}" for ts, value in samples]
+    return "\n".join([*lines, "# EOF", ""])
+
+
 def _parts(key, rows):
     """The columns of a histogram on the wire, by name and bound."""
     counts = rows["counts"].to_list()

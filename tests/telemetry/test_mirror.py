@@ -23,8 +23,8 @@ from vllm_capacity.figures.rolled_up import RolledUp, entries_of, roll_up
 from vllm_capacity.figures.short_parts import as_read
 from vllm_capacity.render.exports import export
 from vllm_capacity.render.report.write import _analysis_of, _parameters_of
+from vllm_capacity.telemetry.copies import publish
 from vllm_capacity.telemetry.late import extend_window
-from vllm_capacity.telemetry.mirror import publish
 from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.telemetry.workers import processes
 
@@ -305,13 +305,29 @@ def test_a_profile_has_credentials_and_the_server(bucket, short, monkeypatch, tm
 @pytest.mark.parametrize(
     ("source", "target", "says"),
     [
-        pytest.param("w", "/tmp/elsewhere", "must be s3://bucket/folder", id="a folder"),
+        pytest.param("w", "tests", "tests exists already", id="something is there"),
         pytest.param(URL, "s3://capacity/other", "is in S3 already", id="from S3 to S3"),
     ],
 )
 def test_another_target_is_refused(source, target, says):
     with pytest.raises(InputError, match=says):
         CliRunner().invoke(cli, ["rollup", source, "--to", target], catch_exceptions=False)
+
+
+def test_a_window_is_copied_with_its_summaries_to_a_folder_and_back_from_s3(
+    bucket, local, tmp_path
+):
+    def rolled(source, target):
+        return CliRunner().invoke(cli, ["rollup", source, "--to", target], catch_exceptions=False)
+
+    path = shutil.copytree(local, tmp_path / "own" / local.name)
+    assert rolled(str(path), str(tmp_path / "copy")).output.endswith(f"to {tmp_path / 'copy'}.\n")
+    rolled(str(path), URL)
+    rolled(URL, str(tmp_path / "back"))
+    for copy in ("copy", "back"):
+        assert entries(tmp_path / copy) == entries(path) != []
+        copied = open_window(tmp_path / copy, verify=True)
+        assert copied.manifest.files == open_window(path).manifest.files
 
 
 def test_windows_in_s3_are_not_listed():

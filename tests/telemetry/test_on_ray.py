@@ -34,17 +34,19 @@ PATIENT = {
 """Ray itself gives up where a busy machine starts it too slowly."""
 
 
-def run_on_ray(*arguments, tries=3, **environment):
-    """What `ray_run.py` did, once it had reached Ray."""
+def run_on_ray(*arguments, script=RUN, tries=3, **environment):
+    """What a script did, once it had reached Ray."""
     done = subprocess.run(
-        [sys.executable, RUN, *map(str, arguments)],
+        [sys.executable, script, *map(str, arguments)],
         env={**os.environ, **PATIENT, **environment},
         capture_output=True,
         text=True,
         check=False,
     )
     is_too_busy = "No Ray at" in done.stderr and tries > 1
-    return run_on_ray(*arguments, tries=tries - 1, **environment) if is_too_busy else done
+    if is_too_busy:
+        return run_on_ray(*arguments, script=script, tries=tries - 1, **environment)
+    return done
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from vllm_capacity.cli.options import local_path
+from vllm_capacity.cli.options import local_path, range_options
 from vllm_capacity.cli.options.settings import SourceSettings, setting_options, taken
 from vllm_capacity.errors import InputError
 from vllm_capacity.live.pull import pull_window, unreached_end
@@ -23,9 +23,7 @@ from vllm_capacity.timerange import TimeRange, last, parse_duration_seconds, par
 
 @click.command(short_help="Pull telemetry from Parseable or Prometheus into a window.")
 @setting_options(SourceSettings)
-@click.option("--start", help="Start time, ISO 8601 (UTC if it has no offset).")
-@click.option("--end", help="End time, exclusive.")
-@click.option("--last", "duration", help="Instead of --start and --end: the last 24h, 90m, 7d.")
+@range_options
 @click.option(
     "--to",
     "target",
@@ -33,12 +31,6 @@ from vllm_capacity.timerange import TimeRange, last, parse_duration_seconds, par
     type=click.Path(path_type=Path),
     callback=local_path,
     help="Window to write.",
-)
-@click.option(
-    "--late",
-    default="2h",
-    show_default=True,
-    help="How late samples may have arrived in the store.",
 )
 def pull(
     start: str | None,

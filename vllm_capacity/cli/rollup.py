@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from vllm_capacity.cli.options import progress_bar
+from vllm_capacity.cli.options import progress_bar, range_options
+from vllm_capacity.cli.options.settings import SourceSettings, setting_options, taken
+from vllm_capacity.errors import InputError
+from vllm_capacity.timerange import parse_duration_seconds
 
 if TYPE_CHECKING:
     from vllm_capacity.figures.rolled_up import RolledUp
     from vllm_capacity.telemetry.window import Window
     from vllm_capacity.telemetry.workers import Workers
+
+    Pool = Callable[[int], AbstractContextManager[Workers | None]]
+    """Workers, at most as many as given; None for this process alone."""
+
+_SLICE_BYTES = 1_500_000_000  # a worker that reads a slice of a source
 
 
 def _place(_: click.Context, option: click.Parameter, value: str) -> str:
@@ -24,8 +35,12 @@ def _place(_: click.Context, option: click.Parameter, value: str) -> str:
 
 
 @click.command(short_help="Precompute hourly summaries of a long window.")
-@click.argument("source")
-@click.option("--to", "target", help="s3://BUCKET/FOLDER: copy the window and its rollup there.")
+@click.argument("origin", metavar="SOURCE")
+@click.option(
+    "--to",
+    "target",
+    help="PATH or s3://BUCKET/FOLDER for the window with its summaries; of a window, a copy.",
+)
 @click.option(
     "--on",
     "place",
@@ -39,55 +54,115 @@ def _place(_: click.Context, option: click.Parameter, value: str) -> str:
     type=click.IntRange(1, 10_000),
     help="Number of parallel workers; default: the number of processors.",
 )
-def rollup(source: str, target: str | None, place: str, workers: int | None) -> None:
-    """Precompute hourly summaries of the window SOURCE, for figures, cost and report.
+@range_options
+@setting_options(SourceSettings, without="origin")
+def rollup(origin: str, target: str | None, place: str, workers: int | None, **given: Any) -> None:
+    """Precompute hourly summaries of SOURCE, for figures, cost and report.
 
-    SOURCE is a path, a name, or s3://BUCKET/FOLDER.
+    SOURCE is a window: a path, a name, or s3://BUCKET/FOLDER. Or it is the URL of a Prometheus, or
+    the root of a Parseable store (a folder or s3://…, with --stream): workers read the time range
+    from it, an hour or less per task, and --to says where the window is written.
 
     Figures of ranges over six hours are computed from summaries of each hour. The first command
     that needs them computes them one hour after another; this command uses several workers.
-    Summaries are stored: a killed run continues where it stopped, and after late rows only the
-    hours with such rows are computed again.
+    Everything finished is stored: a killed run continues where it stopped, and after late rows only
+    the hours with such rows are computed again.
 
     On Ray (the extra `ray`), `ray` means the cluster in RAY_ADDRESS, or a new one on this
-    machine. Its workers need this version of vllm-capacity, and SOURCE at the same path.
+    machine. Its workers need this version of vllm-capacity, and windows on disk at the same path.
 
     Credentials for S3 come from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL, or a
-    profile of AWS.
+    profile of AWS; for servers, see `vllm-capacity pull --help`. Workers on Ray use those of their
+    own environment.
     """
-    from vllm_capacity.figures.rolled_up import entries_of, roll_up
-    from vllm_capacity.telemetry.mirror import publish, require_target
+    from vllm_capacity.figures.rolled_up import entries_of, most_workers, roll_up
+    from vllm_capacity.live.access import is_server
+    from vllm_capacity.telemetry.copies import copy_window, require_target
     from vllm_capacity.telemetry.window import open_window
 
-    if target is not None:
-        require_target(source, target)
-    window = open_window(source)
-    with _workers(window, place, workers) as those, progress_bar(window.name) as progress:
-        done = roll_up(window, those, progress=progress)
-    if target is not None:
-        publish(window.manifest, entries_of(window), target)
-    click.echo(_summary(window, done) + (f" Copied to {target}." if target else ""))
+    source = taken(SourceSettings, {"origin": origin, **given})
+    is_window = not is_server(origin) and source.stream is None
+    if is_window:
+        _refuse_source_options(origin)
+        if target is not None:
+            require_target(origin, target)
+    with _pool(place, workers) as pool:
+        window = open_window(origin) if is_window else _pulled(source, target, pool, **given)
+        with pool(most_workers(window)) as those, progress_bar(window.name) as progress:
+            done = roll_up(window, those, progress=progress)
+        if is_window and target is not None:
+            copy_window(window.manifest, entries_of(window), target)
+    copied = f" Copied to {target}." if is_window and target else ""
+    click.echo(_summary(window, done) + copied)
 
 
-def _workers(
-    window: Window, place: str, count: int | None
-) -> AbstractContextManager[Workers | None]:
-    """The workers of that place; None for this process alone.
+def _pulled(
+    source: SourceSettings,
+    target: str | None,
+    pool: Pool,
+    *,
+    start: str | None,
+    end: str | None,
+    duration: str | None,
+    late: str,
+    **_: Any,
+) -> Window:
+    """The window of a server or store, read by workers unless it is there already."""
+    from vllm_capacity.cli.pull import progress_bar as pull_progress_bar
+    from vllm_capacity.cli.pull import requested_range
+    from vllm_capacity.live.pulled import pulled_window
+    from vllm_capacity.telemetry.memory import limit_bytes
 
-    On this machine, at most as many as fit into its memory together, each with its share of it.
-    """
-    from vllm_capacity.figures.rolled_up import most_workers
-    from vllm_capacity.telemetry.memory import MEMORY_LIMIT, limit_bytes
+    if target is None:
+        raise InputError(
+            f"Give --to, where to write the window of {source.origin}: a path, or s3://…."
+        )
+    now = datetime.now(UTC)
+    order = source.pull_order(
+        requested_range(start, end, duration, now=now),
+        timedelta(seconds=parse_duration_seconds(late)),
+        is_full=source.is_full,
+    )
+    most = max(1, limit_bytes() // _SLICE_BYTES)
+    with pool(most) as those, pull_progress_bar() as progress:
+        return pulled_window(
+            order, target, environment=os.environ, now=now, workers=those, progress=progress
+        )
+
+
+@contextmanager
+def _pool(place: str, count: int | None) -> Iterator[Pool]:
+    """What gives the workers of that place: on Ray always the same ones."""
     from vllm_capacity.telemetry.on_ray import ray_workers
+
+    if place == "local":
+        yield lambda most: _processes(min(count or os.cpu_count() or 1, most))
+    else:
+        with ray_workers(None if place == "ray" else place, count, {}) as those:
+            yield lambda most: nullcontext(those)
+
+
+def _processes(count: int) -> AbstractContextManager[Workers | None]:
+    """Processes on this machine, each with its share of the memory; None instead of only one."""
+    from vllm_capacity.telemetry.memory import MEMORY_LIMIT, limit_bytes
     from vllm_capacity.telemetry.workers import processes
 
-    if place != "local":
-        address = None if place == "ray" else place
-        return ray_workers(address, count, {})
-    here = min(count or os.cpu_count() or 1, most_workers(window))
-    if here == 1:
+    if count == 1:
         return nullcontext()
-    return processes(here, {MEMORY_LIMIT: f"{limit_bytes() // here}B"})
+    return processes(count, {MEMORY_LIMIT: f"{limit_bytes() // count}B"})
+
+
+def _refuse_source_options(origin: str) -> None:
+    """InputError for options that only a server or store takes."""
+    context = click.get_current_context()
+    for option in context.command.params:
+        name = option.name or ""
+        is_typed = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if is_typed and name not in ("origin", "target", "place", "workers"):
+            raise InputError(
+                f"{option.opts[0]} is for a server, or for a store with --stream, but {origin!r} "
+                "is the name of a window. Remove the option, or give the server's URL."
+            )
 
 
 def _summary(window: Window, done: RolledUp) -> str:

@@ -137,7 +137,8 @@ def gauge_of(rows: pl.DataFrame) -> Gauge:
     """Mean (weighted by hold time) and maximum of a frame with value and hold_seconds."""
     if rows.is_empty():
         return Gauge(None, None)
-    value, weight = rows.get_column("value"), rows.get_column("hold_seconds")
+    # In one piece: else sums depend on the number of threads in their last bit.
+    value, weight = (rows.get_column(name).rechunk() for name in ("value", "hold_seconds"))
     whole = float(weight.sum())
     mean = float((value * weight).sum()) / whole if whole > 0 else float(value.sum()) / len(value)
     return Gauge(mean, float(value.max()))  # type: ignore[arg-type]

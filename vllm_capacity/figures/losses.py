@@ -346,11 +346,13 @@ def engine_places(window: Window, *, time_range: TimeRange) -> pl.DataFrame:
         kv_cache, on=key, how="left", nulls_equal=True, suffix="_kv", maintain_order="left"
     )
     is_full = pl.col("value_kv") >= _MIN_KV_RATIO
-    return both.group_by("instance", "engine", maintain_order=True).agg(
+    held = both.group_by("instance", "engine", maintain_order=True).agg(
         most=pl.col("value").max(),
-        running=pl.col("value").filter(is_full).sum(),
-        kv_cache_ratio=pl.col("value_kv").filter(is_full).sum(),
+        running=pl.col("value").filter(is_full),
+        kv_cache_ratio=pl.col("value_kv").filter(is_full),
     )
+    # Sums of groups depend on the number of threads in their last bit, sums of lists do not.
+    return held.with_columns(pl.col("running", "kv_cache_ratio").list.sum())
 
 
 def _with_load(

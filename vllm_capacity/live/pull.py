@@ -7,14 +7,17 @@ that a killed pull resumes where it stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import httpx
 from msgspec import Struct
+from msgspec.structs import replace
 
 from vllm_capacity.errors import InputError, SourceError
 from vllm_capacity.figures import scrapes
@@ -36,16 +39,19 @@ from vllm_capacity.sources.parseable_pull import PullRequest, pull
 from vllm_capacity.sources.parseable_rows import downsampled_rows, whole_rows
 from vllm_capacity.sources.prometheus import Prometheus
 from vllm_capacity.sources.prometheus_pull import PrometheusSlice, prometheus_slices
-from vllm_capacity.sources.slices import Read, gathered, one_by_one
+from vllm_capacity.sources.slices import Read, Slice, gathered, one_by_one
+from vllm_capacity.telemetry.bucket import Bucket
 from vllm_capacity.telemetry.parts import Spool
-from vllm_capacity.telemetry.store import put_window, reserved
+from vllm_capacity.telemetry.store import Place, put_window, reserved
 from vllm_capacity.telemetry.window import open_window
+from vllm_capacity.telemetry.workers import Workers
 from vllm_capacity.timerange import TimeRange, iso
 from vllm_capacity.verdicts.quality import scrapes as quality_scrapes
 
-_THINNED_FROM = timedelta(hours=3)
+_THINNED_FROM_SECONDS = timedelta(hours=3).total_seconds()
 # Parseable allows a query 300 s; the rest is for the transfer of its answer.
 _TIMEOUT = httpx.Timeout(600.0, connect=10.0)
+_Slice = TypeVar("_Slice", bound=Slice)
 _GLANCE_SECONDS = 5.0
 _MAX_BYTES = 2 * 1024**3  # per answer: an hour of all samples of a large fleet
 _KEPT = httpx.Limits(max_keepalive_connections=1)
@@ -71,6 +77,13 @@ class PullOrder(Struct, frozen=True):
     tenant: str | None = None
     ca: Path | None = None
 
+    @property
+    def is_downsampled(self) -> bool:
+        """Whether a server is asked for one state per minute of each counter."""
+        if self.is_full is not None:
+            return not self.is_full
+        return self.time_range is not None and self.time_range.seconds >= _THINNED_FROM_SECONDS
+
 
 def pull_window(
     order: PullOrder,
@@ -78,20 +91,27 @@ def pull_window(
     *,
     environment: Mapping[str, str],
     now: datetime,
+    workers: Workers | None = None,
+    kept: Bucket | None = None,
     progress: Callable[[Step], None] = lambda step: None,
 ) -> Path:
     """The window written at `target`, from any kind of source.
 
-    Credentials come from `environment` or the order's profile. InputError for an order that cannot
-    be fulfilled, SourceError if the source does not answer; no window is left in either case.
+    With `workers`, they read a Prometheus or a store's files (not a Parseable server), with
+    credentials from their own environment. `kept` is a folder in S3 to keep what was read, too,
+    until the window is written. Credentials come from `environment` or the order's profile.
+    InputError for an order that cannot be fulfilled, SourceError if the source does not answer; no
+    window is left in either case.
     """
     settings = read_settings(environment, order.profile)
-    origin, stream, time_range = order.origin or settings.get("url"), order.stream, order.time_range
+    order = replace(order, origin=order.origin or settings.get("url"))
+    origin, stream, time_range = order.origin, order.stream, order.time_range
     if not origin:
         raise InputError(
             "Give --from, the source to pull from: a URL, a folder, or s3://…, or set "
             "PARSEABLE_URL."
         )
+    reading = Reading(now, None if workers is None else _by(workers, order), kept, progress)
     if (order.match or order.tenant) and (stream is not None or not is_server(origin)):
         raise InputError("--match and --tenant are for a Prometheus: leave out --stream.")
     if not is_server(origin):
@@ -100,28 +120,69 @@ def pull_window(
                 f"Give --stream, the stream of {origin!r} to pull. A Prometheus is given by its "
                 "URL: http://prometheus:9090."
             )
-        return pull_files(origin, stream, target, time_range, late=order.late)
+        return pull_files(origin, stream, target, time_range, late=order.late, reading=reading)
     if time_range is None:
         raise InputError("Give the time range: --last 24h, or --start and --end.")
-    is_downsampled = time_range.seconds >= _THINNED_FROM.total_seconds()
-    if order.is_full is not None:
-        is_downsampled = not order.is_full
     if stream is None:
-        only = selector(order.match) if order.match else None
-        opened = prometheus_client(origin, environment, tenant=order.tenant, ca=order.ca)
-        with opened as asking, _not_vllm_itself(asking):
-            server = Prometheus(asking, only=only)
+        with _prometheus(order, environment) as server, _not_vllm_itself(server.client):
             return pull_prometheus(
-                server,
-                time_range,
-                target,
-                now=now,
-                progress=progress,
-                is_downsampled=is_downsampled,
+                server, time_range, target, is_downsampled=order.is_downsampled, reading=reading
             )
-    request = PullRequest(stream, time_range, is_downsampled, order.late)
+    request = PullRequest(stream, time_range, order.is_downsampled, order.late)
     with parseable_client(origin, settings, ca=order.ca) as asking, _not_vllm_itself(asking):
         return pull_server(Parseable(asking), request, target, now=now, progress=progress)
+
+
+class Reading(Struct, frozen=True):
+    """How the slices of a source are read; by default in this process, one in memory at a time.
+
+    With `now`, the slices that a killed pull to the same target has read are reused, from beside
+    the target or from `kept` in S3, except those that could still grow at that time.
+    """
+
+    now: datetime | None = None
+    by: Read[Any] | None = None
+    kept: Bucket | None = None
+    progress: Callable[[Step], None] = lambda step: None
+
+    def parts(
+        self, place: Place, slices: Sequence[_Slice], read: Callable[[_Slice], bytes]
+    ) -> list[Callable[[], bytes]]:
+        """What reads the part of each slice; `read` reads one in this process."""
+        cache = AnswerCache(place.answers, self.now, self.kept)
+        by = self.by or one_by_one(read)
+        return gathered(slices, by, cache=cache, progress=self.progress)
+
+
+_ALONE = Reading()
+
+
+class _Task(Struct, frozen=True):
+    """A slice to read for an order."""
+
+    order: PullOrder
+    slice: Slice
+
+
+def _by(workers: Workers, order: PullOrder) -> Read[Any]:
+    return lambda slices: workers.map(_read_slice, [_Task(order, own) for own in slices])
+
+
+def _read_slice(task: _Task) -> bytes:
+    """What a worker reads of a source."""
+    if isinstance(task.slice, StreamSlice):
+        return parquet.read_slice(open_store(task.order.origin or ""), task.slice)
+    assert isinstance(task.slice, PrometheusSlice)
+    with _prometheus(task.order, os.environ) as server:
+        return prometheus_pull.read_slice(server, task.slice)
+
+
+@contextmanager
+def _prometheus(order: PullOrder, environment: Mapping[str, str]) -> Iterator[Prometheus]:
+    only = selector(order.match) if order.match else None
+    opened = prometheus_client(order.origin or "", environment, tenant=order.tenant, ca=order.ca)
+    with opened as asking:
+        yield Prometheus(asking, only=only)
 
 
 @contextmanager
@@ -204,27 +265,18 @@ def pull_files(
     time_range: TimeRange | None = None,
     *,
     late: timedelta = LATE,
-    now: datetime | None = None,
-    read: Read[StreamSlice] | None = None,
-    progress: Callable[[Step], None] = lambda step: None,
+    reading: Reading = _ALONE,
 ) -> Path:
     """The window written at `target` from Parseable's own files; without a range, the whole stream.
 
-    Data is read by the hour of its arrival: by `read`, or else in this process with one hour in
-    memory. With `now`, the hours that a killed pull to the same target has read are reused, except
-    those that could still grow at that time. InputError if the store or stream does not exist; then
+    Data is read by the hour of its arrival. InputError if the store or stream does not exist; then
     no window is left.
     """
     note = {"source": "Parseable files", "origin": location, "stream": stream, "grain": "scrape"}
     with reserved(target) as place:
         store = open_store(location)
         slices = stream_slices(store, stream, time_range, late=late)
-        parts = gathered(
-            slices,
-            read or one_by_one(partial(parquet.read_slice, store)),
-            cache=AnswerCache(place.answers, now),
-            progress=progress,
-        )
+        parts = reading.parts(place, slices, partial(parquet.read_slice, store))
         rows = parquet.rows_of_slices(slices, parts, Spool(place.incoming))
         return put_window(place, rows, note | _requested(time_range))
 
@@ -269,17 +321,13 @@ def pull_prometheus(
     time_range: TimeRange,
     target: Path,
     *,
-    now: datetime | None = None,
-    read: Read[PrometheusSlice] | None = None,
-    progress: Callable[[Step], None] = lambda step: None,
     is_downsampled: bool = False,
+    reading: Reading = _ALONE,
 ) -> Path:
     """The window written at `target` from Prometheus or a server with its API.
 
     It has every sample, or, downsampled, every gauge sample and one state per minute of counters
-    and histograms (`sources/prometheus_pull.py`). Data is read in slices of up to an hour: by
-    `read`, or else in this process with one slice in memory. With `now`, the slices that a killed
-    pull to the same target has read are reused, except those that could still grow at that time.
+    and histograms (`sources/prometheus_pull.py`). Data is read in slices of up to an hour.
     """
     note = {"source": "Prometheus", "origin": server.address, "grain": "scrape"}
     if is_downsampled:
@@ -287,12 +335,8 @@ def pull_prometheus(
     if server.only is not None:
         note["match"] = str(server.only)
     with reserved(target) as place:
-        parts = gathered(
-            prometheus_slices(server, time_range, is_downsampled=is_downsampled),
-            read or one_by_one(partial(prometheus_pull.read_slice, server)),
-            cache=AnswerCache(place.answers, now),
-            progress=progress,
-        )
+        slices = prometheus_slices(server, time_range, is_downsampled=is_downsampled)
+        parts = reading.parts(place, slices, partial(prometheus_pull.read_slice, server))
         rows = prometheus_pull.rows_of_slices(parts, time_range, Spool(place.incoming))
         return put_window(place, rows, note | _requested(time_range))
 

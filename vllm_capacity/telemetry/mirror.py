@@ -24,7 +24,7 @@ from msgspec.structs import replace
 
 from vllm_capacity.errors import InputError, SourceError, WindowError
 from vllm_capacity.holding import alone, private_folder
-from vllm_capacity.telemetry.bucket import Bucket, is_s3
+from vllm_capacity.telemetry.bucket import Bucket
 from vllm_capacity.telemetry.manifest import (
     NOTE,
     SINGLE,
@@ -46,7 +46,7 @@ def mirrored(url: str) -> Path:
     SourceError if S3 fails.
     """
     bucket = Bucket.at(url)
-    folder = _version(bucket)
+    folder = version_of(bucket)
     with _unchanged(bucket):
         _fetch(bucket, folder, (file for file in read_list(folder) if file.table in SINGLE))
     return folder
@@ -67,49 +67,6 @@ def at_this_machine(manifest: Manifest) -> Manifest:
     found = replace(manifest, path=mirrored(manifest.origin))
     at_hand(found, found.files)
     return found
-
-
-def require_target(source: str, target: str) -> None:
-    """Raise InputError unless the source is a local window and the target is in S3."""
-    if not is_s3(target):
-        raise InputError(
-            f"--to is {target!r}, but must be s3://bucket/folder. Without --to, the rollup is kept "
-            "beside the window."
-        )
-    if is_s3(source):
-        raise InputError(
-            f"{source} is in S3 already. Remove --to: the rollup is kept beside the window there."
-        )
-    Bucket.at(target)
-
-
-def publish(manifest: Manifest, entries: Iterable[Path], url: str) -> None:
-    """Copy a window and its hourly summaries to `s3://bucket/prefix`.
-
-    `window.json` is written last, so a concurrent reader sees either the old window or this one.
-    Raises WindowError for a window of format 1.
-    """
-    bucket = Bucket.at(url)
-    if any(file.sha256 is None for file in manifest.files):
-        raise WindowError(
-            f"The window {manifest.path} has format 1, which does not list its files. Make it "
-            "again, or add scrapes to it with --into: either turns it into format 2."
-        )
-    kept = set(entry_names(bucket))
-    for entry in entries:
-        if entry.name not in kept:
-            put_entry(bucket, entry)
-    there = _listed(bucket)
-    left = [file for file in manifest.files if (file.name, file.sha256) not in there]
-    bucket.put({file.name: manifest.path / file.name for file in left})
-    bucket.put({NOTE: manifest.path / NOTE})
-
-
-def _listed(bucket: Bucket) -> set[tuple[str, str | None]]:
-    """The files of the window in the bucket, with their hashes; empty without a window."""
-    with suppress(WindowError):
-        return {(file.name, file.sha256) for file in read_list(_version(bucket))}
-    return set()
 
 
 # --- hourly summaries, one object each ----------------------------------------------------------
@@ -164,7 +121,7 @@ def _unchanged(bucket: Bucket) -> Iterator[None]:
         ) from None
 
 
-def _version(bucket: Bucket) -> Path:
+def version_of(bucket: Bucket) -> Path:
     """The local folder for the current version of the window, with its `window.json`."""
     try:
         note = bucket.read(NOTE)

@@ -56,6 +56,26 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return label(listed(command))
 
 
+def range_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the time range to pull, as `start`, `end` and `duration`, and `late`."""
+    options = (
+        click.option("--start", help="Start time, ISO 8601 (UTC if it has no offset)."),
+        click.option("--end", help="End time, exclusive."),
+        click.option(
+            "--last", "duration", help="Instead of --start and --end: the last 24h, 90m, 7d."
+        ),
+        click.option(
+            "--late",
+            default="2h",
+            show_default=True,
+            help="How late samples may have arrived in the store.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def local_path(_: click.Context, option: click.Parameter, value: Path | None) -> Path | None:
     """An option's path to write to, neither blank nor a URL; a click `callback`."""
     if value is not None and (not str(value).strip() or _URL.match(str(value))):

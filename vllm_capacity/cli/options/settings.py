@@ -545,12 +545,16 @@ _PUTS_OUT: Mapping[str, tuple[str, ...]] = {
 """The file's settings that a command-line option replaces, because they mean the same."""
 
 
-def setting_options(*sections: type) -> Callable[[_Verb], _Verb]:
-    """A decorator that adds these sections' options to a command; the first duplicate wins."""
+def setting_options(*sections: type, without: str = "") -> Callable[[_Verb], _Verb]:
+    """A decorator that adds these sections' options to a command; the first duplicate wins.
+
+    `without` is the name of a setting that the command takes as an argument.
+    """
     found: dict[str, tuple[type, Field[Any]]] = {}
     for section in sections:
         for one in fields(section):
-            found.setdefault(one.metadata["option"], (section, one))
+            if one.name != without:
+                found.setdefault(one.metadata["option"], (section, one))
 
     def decorated(command: _Verb) -> _Verb:
         for section, one in reversed(found.values()):
