@@ -7,18 +7,21 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
 
-from vllm_capacity.cli.options import progress_bar, range_options
+from vllm_capacity.cli.options import local_path, progress_bar, range_options
 from vllm_capacity.cli.options.settings import SourceSettings, setting_options, taken
 from vllm_capacity.errors import InputError
+from vllm_capacity.telemetry.bucket import is_s3
 from vllm_capacity.timerange import parse_duration_seconds
 
 if TYPE_CHECKING:
     from vllm_capacity.figures.rolled_up import RolledUp
+    from vllm_capacity.live.pull import PullOrder
     from vllm_capacity.telemetry.window import Window
     from vllm_capacity.telemetry.workers import Workers
 
@@ -34,11 +37,20 @@ def _place(_: click.Context, option: click.Parameter, value: str) -> str:
     return value
 
 
+def _path_or_s3(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not is_s3(value):
+        if not value.strip():
+            raise click.BadParameter("A path must not be empty.", param=option)
+        local_path(context, option, Path(value))
+    return value
+
+
 @click.command(short_help="Precompute hourly summaries of a long window.")
 @click.argument("origin", metavar="SOURCE")
 @click.option(
     "--to",
     "target",
+    callback=_path_or_s3,
     help="PATH or s3://BUCKET/FOLDER for the window with its summaries; of a window, a copy.",
 )
 @click.option(
@@ -56,7 +68,17 @@ def _place(_: click.Context, option: click.Parameter, value: str) -> str:
 )
 @range_options
 @setting_options(SourceSettings, without="origin")
-def rollup(origin: str, target: str | None, place: str, workers: int | None, **given: Any) -> None:
+def rollup(
+    origin: str,
+    target: str | None,
+    place: str,
+    workers: int | None,
+    start: str | None,
+    end: str | None,
+    duration: str | None,
+    late: str,
+    **given: object,
+) -> None:
     """Precompute hourly summaries of SOURCE, for figures, cost and report.
 
     SOURCE is a window: a path, a name, or s3://BUCKET/FOLDER. Or it is the URL of a Prometheus, or
@@ -75,54 +97,42 @@ def rollup(origin: str, target: str | None, place: str, workers: int | None, **g
     profile of AWS; for servers, see `vllm-capacity pull --help`. Workers on Ray use those of their
     own environment.
     """
+    from vllm_capacity.cli.pull import requested_range
     from vllm_capacity.figures.rolled_up import entries_of, most_workers, roll_up
     from vllm_capacity.live.access import is_server
+    from vllm_capacity.sources.http import without_credentials
     from vllm_capacity.telemetry.copies import copy_window, require_target
     from vllm_capacity.telemetry.window import open_window
 
     source = taken(SourceSettings, {"origin": origin, **given})
-    is_window = not is_server(origin) and source.stream is None
-    if is_window:
+    now, order = datetime.now(UTC), None
+    if is_server(origin) or source.stream is not None:
+        if target is None:
+            shown = without_credentials(origin)
+            raise InputError(f"Give --to, where to write the window of {shown}: a path or s3://….")
+        asked = requested_range(start, end, duration, now=now)
+        arrived = timedelta(seconds=parse_duration_seconds(late))
+        order = source.pull_order(asked, arrived, is_full=source.is_full)
+    else:
         _refuse_source_options(origin)
         if target is not None:
             require_target(origin, target)
     with _pool(place, workers) as pool:
-        window = open_window(origin) if is_window else _pulled(source, target, pool, **given)
+        window = open_window(origin) if order is None else _pulled(order, str(target), pool, now)
         with pool(most_workers(window)) as those, progress_bar(window.name) as progress:
             done = roll_up(window, those, progress=progress)
-        if is_window and target is not None:
+        if order is None and target is not None:
             copy_window(window.manifest, entries_of(window), target)
-    copied = f" Copied to {target}." if is_window and target else ""
+    copied = f" Copied to {target}." if order is None and target else ""
     click.echo(_summary(window, done) + copied)
 
 
-def _pulled(
-    source: SourceSettings,
-    target: str | None,
-    pool: Pool,
-    *,
-    start: str | None,
-    end: str | None,
-    duration: str | None,
-    late: str,
-    **_: Any,
-) -> Window:
+def _pulled(order: PullOrder, target: str, pool: Pool, now: datetime) -> Window:
     """The window of a server or store, read by workers unless it is there already."""
     from vllm_capacity.cli.pull import progress_bar as pull_progress_bar
-    from vllm_capacity.cli.pull import requested_range
     from vllm_capacity.live.pulled import pulled_window
     from vllm_capacity.telemetry.memory import limit_bytes
 
-    if target is None:
-        raise InputError(
-            f"Give --to, where to write the window of {source.origin}: a path, or s3://…."
-        )
-    now = datetime.now(UTC)
-    order = source.pull_order(
-        requested_range(start, end, duration, now=now),
-        timedelta(seconds=parse_duration_seconds(late)),
-        is_full=source.is_full,
-    )
     most = max(1, limit_bytes() // _SLICE_BYTES)
     with pool(most) as those, pull_progress_bar() as progress:
         return pulled_window(
