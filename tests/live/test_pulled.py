@@ -113,7 +113,7 @@ def test_a_finished_pull_is_not_repeated_but_another_is_refused(store, tmp_path)
     assert again.manifest == first.manifest
     hour = TimeRange(BEGIN, BEGIN + timedelta(hours=1))
     other = PullOrder(store.origin, "s", hour)
-    with pytest.raises(WindowError, match=r"exists already, with other telemetry:  .*stream s"):
+    with pytest.raises(WindowError, match=r"with other telemetry: origin .*stream s"):
         pulled(other, tmp_path / "w")
 
 

@@ -51,6 +51,8 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "rollup data/windows/july --workers 8",
         "rollup /shared/july --on ray://head:10001",
         "rollup data/windows/july --to s3://telemetry/july",
+        "rollup http://prometheus:9090 --last 30d --to s3://telemetry/july --on ray",
+        "rollup s3://parseable --stream vllm_metrics --last 7d --to data/windows/week",
     ),
     "rules": ("rules --usd-per-hour 1.64 --slo-ttft 2 --above cost=3 --out vllm-rules.yml",),
     "schedule": ("schedule cron --at 05:30 --install", "schedule kubernetes --kustomize base/"),
