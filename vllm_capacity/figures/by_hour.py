@@ -46,7 +46,7 @@ from vllm_capacity.timerange import TimeRange
 FROM_HOURS = 6.0
 """A longer range is read from hourly summaries, others row by row."""
 
-_LAYOUT = 4  # of the summaries
+_LAYOUT = 5  # of the summaries
 _HASH_DIGITS = 24
 OF_ALL_ROWS = ("relabelled",)  # also depends on the rows between first and last
 _SMALL = ("series", "intake")
