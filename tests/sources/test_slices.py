@@ -2,6 +2,7 @@
 
 import random
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import httpx
 import polars as pl
@@ -14,6 +15,7 @@ from tests.standin.prometheus import on_the_wire, prometheus
 from vllm_capacity.live.pull import pull_files, pull_prometheus
 from vllm_capacity.sources import prometheus_pull
 from vllm_capacity.sources.prometheus import Prometheus
+from vllm_capacity.sources.slices import SliceSeries, Times, WireSeries, series_in, slice_part
 from vllm_capacity.telemetry.window import open_window
 from vllm_capacity.timerange import TimeRange, split
 
@@ -129,3 +131,12 @@ def test_a_range_is_split_at_whole_minutes_of_the_hour():
     span = TimeRange(BEGIN + timedelta(minutes=50, seconds=3), BEGIN + timedelta(minutes=85))
     ends = [each.end - BEGIN for each in split(span, 15)]
     assert ends == [timedelta(minutes=each) for each in (60, 75, 85)]
+
+
+def test_a_series_has_the_earliest_times_of_its_slices():
+    one = WireSeries(NAMES[0], "gauge", "a", "vllm", ())
+    begin = BEGIN.replace(tzinfo=None)
+    times = [Times(begin), Times(begin - timedelta(1), begin), Times(begin + timedelta(1))]
+    none = pl.DataFrame()
+    parts = [partial(slice_part, SliceSeries([one], [own]), none, none, none) for own in times]
+    assert series_in(parts) == {one: Times(begin - timedelta(1), begin)}
