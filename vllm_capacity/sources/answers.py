@@ -60,7 +60,7 @@ class AnswerCache(Struct, frozen=True, dict=True):
         """Keep an answer whose data arrive in that range, atomically; returns what reads it."""
         if self.folder is None:
             return partial(bytes, content)
-        is_final = self.now is not None and self.now >= arrivals.end + SKEW
+        is_final = self._is_final(arrivals)
         name = f"{_hash(question.encode())}.{_hash(content) if is_final else _GROWING}.answer"
         read = self._written(name, content)
         if is_final and self.remote is not None:
@@ -75,7 +75,7 @@ class AnswerCache(Struct, frozen=True, dict=True):
         if found is not None:
             return pl.read_ipc(found())
         frame = ask()
-        if self.folder is not None:
+        if self.folder is not None and self._is_final(arrivals):
             self.keep(question, arrivals, packed(frame))
         return frame
 
@@ -83,6 +83,10 @@ class AnswerCache(Struct, frozen=True, dict=True):
         """Remove the answers in S3."""
         if self.remote is not None:
             self.remote.remove([f"{_KEPT}/{name}" for name in self.remote.names(_KEPT)])
+
+    def _is_final(self, arrivals: TimeRange) -> bool:
+        """Whether data that arrive in that range had all arrived by `now`."""
+        return self.now is not None and self.now >= arrivals.end + SKEW
 
     @cached_property
     def _there(self) -> dict[str, str]:

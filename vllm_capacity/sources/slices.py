@@ -83,10 +83,14 @@ class SlicePart(SliceSeries, frozen=True):
     findings: bytes = b""
 
 
-SAMPLES: dict[str, Any] = {"child": pl.UInt32, **SAMPLES_SCHEMA}
-HISTOGRAMS: dict[str, Any] = {"child": pl.UInt32, **HISTOGRAMS_SCHEMA}
-for _schema in (SAMPLES, HISTOGRAMS):
-    del _schema["series_id"], _schema["alias_priority"]
+def _by_child(schema: Mapping[str, Any]) -> dict[str, Any]:
+    own = {
+        name: kind for name, kind in schema.items() if name not in ("series_id", "alias_priority")
+    }
+    return {"child": pl.UInt32, **own}
+
+
+SAMPLES, HISTOGRAMS = _by_child(SAMPLES_SCHEMA), _by_child(HISTOGRAMS_SCHEMA)
 
 
 def slice_part(
